@@ -1,0 +1,135 @@
+"""TunnelConfig: what one accepted IPsecPeer comes to, fully resolved, for the gateway alone.
+
+The operator renders one into one Secret per peer; the directory source gets it from ``compile`` in
+the process. Everything a gateway needs is in here, references are resolved and defaults are filled in,
+so that it never reads a tenant's objects. Order in ``policies`` carries no meaning of its own: the
+gateway sorts the policies of all tunnels by ``(priority, namespace, name, index)``.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Literal
+
+from pydantic import Field, SecretBytes, field_serializer
+
+from ipsec_api.base import ApiModel
+
+
+class ObjectRef(ApiModel):
+    """The object that a status belongs to, at the generation that was compiled."""
+
+    kind: Literal["IPsecPeer", "IPsecPolicy", "ModeConfig"]
+    namespace: str
+    name: str
+    uid: str = ""
+    generation: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.namespace}/{self.name}"
+
+
+class IdentityType(StrEnum):
+    """How an identity is written (RFC 7296 3.5)."""
+
+    AUTO = "auto"
+    FQDN = "fqdn"
+    EMAIL = "email"
+    ADDRESS = "address"
+    DN = "dn"
+    KEY_ID = "keyID"
+    IGNORE = "ignore"
+
+
+class TunnelIdentity(ApiModel):
+    """One pair of identities and the credentials that prove them."""
+
+    name: str
+    local_type: IdentityType = IdentityType.AUTO
+    local_value: str = ""
+    remote_type: IdentityType = IdentityType.AUTO
+    remote_value: str = ""
+    psk: SecretBytes
+    psk_previous: SecretBytes | None = None
+
+    @field_serializer("psk", "psk_previous", when_used="json")
+    def _reveal(self, value: SecretBytes | None) -> str | None:
+        """Hex in the rendered Secret; ``repr`` and ``model_dump()`` stay masked."""
+        return None if value is None else value.get_secret_value().hex()
+
+
+class TunnelSelector(ApiModel):
+    """One source/destination pair, seen from this gateway: ``src`` is local, ``dst`` is remote.
+
+    CIDRs in canonical form. ``protocol`` 0 is any; ports are inclusive ranges.
+    """
+
+    src: str
+    dst: str
+    protocol: int = 0
+    src_port: tuple[int, int] = (0, 65535)
+    dst_port: tuple[int, int] = (0, 65535)
+
+
+class TunnelProposal(ApiModel):
+    """Algorithm names as users write them (``ipsec_api.algorithms``), in order of preference."""
+
+    encryption: tuple[str, ...]
+    integrity: tuple[str, ...] = ()
+    prf: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
+    #: Offered ESN values in order of preference; IKE proposals leave it empty.
+    esn: tuple[bool, ...] = ()
+
+
+class TunnelPolicy(ApiModel):
+    """One IPsecPolicy, or the one that ``remoteSubnets`` of the peer stands for."""
+
+    source: ObjectRef
+    index: int = 0
+    priority: int
+    action: Literal["encrypt", "discard", "none"] = "encrypt"
+    level: Literal["require", "unique", "use"] = "require"
+    tunnel: bool = True
+    protocol: Literal["esp", "ah"] = "esp"
+    #: True: one CHILD_SA per selector pair; False: one for all (IKEv2 multiple selectors).
+    per_pair: bool = False
+    selectors: tuple[TunnelSelector, ...]
+    proposals: tuple[TunnelProposal, ...] = ()
+    #: Seconds, octets; 0 is no limit.
+    lifetime: int = 1800
+    lifebytes: int = 0
+    lifepackets: int = 0
+    replay_window: int = 1024
+
+
+class TunnelConfig(ApiModel):
+    """Everything about one peer."""
+
+    source: ObjectRef
+    #: Remote IKE addresses in order: IP addresses or DNS names; empty for a responder-only peer.
+    addresses: tuple[str, ...] = ()
+    #: Networks a responder accepts the peer from (an address is a host prefix). DNS names are resolved.
+    remote_networks: tuple[str, ...] = ()
+    port: int = 500
+    local_address: str | None = None
+    passive: bool = False
+    send_initial_contact: bool = True
+    ike_proposals: tuple[TunnelProposal, ...]
+    #: Seconds.
+    ike_lifetime: int = 28800
+    dpd_interval: int = 8
+    dpd_max_failures: int = 4
+    force_encapsulation: bool = False
+    fragmentation: bool = True
+    childless: bool = False
+    identities: tuple[TunnelIdentity, ...] = Field(min_length=1)
+    policies: tuple[TunnelPolicy, ...]
+    #: None is automatic.
+    mtu: int | None = None
+    tcp_mss: int | None = None
+
+    @property
+    def key(self) -> str:
+        """``namespace/name``, unique among peers."""
+        return f"{self.source.namespace}/{self.source.name}"

@@ -1,0 +1,131 @@
+"""What a data plane can do. One interface, three implementations: xfrm, userspace, recording.
+
+Identifiers (what finds a thing) are apart from data (what it is). SAs come and go under a stable
+reqid; policies are a pure function of the configuration and the live SAs and are put and deleted as
+differences, so nothing here counts references.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol
+
+from ipsec_ike.actions import SaId, SaSpec, UpdateSa
+from ipsec_ike.config import Mode
+from ipsec_ike.inputs import Acquire, Endpoint, Expire, UnknownSpi
+from ipsec_ike.inputs import Mapping as NatMapping
+from ipsec_ike.selectors import TrafficSelector
+
+
+class DataplaneError(Exception):
+    """The data plane refused. The message names the object, what it lacks and, if any, the errno."""
+
+
+class PolicyAction(Enum):
+    """What happens to a packet that matches (RFC 4301 4.4.1)."""
+
+    ENCRYPT = "encrypt"
+    DISCARD = "discard"
+    NONE = "none"
+
+
+class Level(Enum):
+    """What happens to a packet that must be encrypted while there is no SA."""
+
+    REQUIRE = "require"
+    UNIQUE = "unique"
+    USE = "use"
+
+
+class PolicyDirection(Enum):
+    """``FORWARD`` is inbound traffic that is not for the gateway itself."""
+
+    OUT = "out"
+    IN = "in"
+    FORWARD = "fwd"
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyId:
+    """What finds a policy: direction and selector pair, as the packet carries them."""
+
+    direction: PolicyDirection
+    source: TrafficSelector
+    destination: TrafficSelector
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicySpec:
+    """One entry of the SPD. Lower ``priority`` is looked at first (list order of the resources).
+
+    ``reqid`` is 0 unless ``action`` is ENCRYPT. ``name`` is ``namespace/name`` of the resource it
+    comes from, for comments and errors.
+    """
+
+    id: PolicyId
+    action: PolicyAction
+    priority: int
+    level: Level = Level.REQUIRE
+    reqid: int = 0
+    mode: Mode = Mode.TUNNEL
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SaCounters:
+    """Totals of one SA since it was added. Octets count inner packets (before ESP)."""
+
+    bytes: int = 0
+    packets: int = 0
+    replayed: int = 0
+    integrity_failures: int = 0
+    #: Seconds since the last packet, or None if there was none.
+    idle: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerRestarted:
+    """A packet process ended and was replaced; ``detail`` says why. Counters have a gap."""
+
+    detail: str
+
+
+#: What a data plane reports on its own.
+DataplaneEvent = Acquire | Expire | NatMapping | UnknownSpi | WorkerRestarted
+
+
+@dataclass(frozen=True, slots=True)
+class IkeFromDataplane:
+    """An IKE message that came in on a socket that the data plane reads (RFC 3948 2.2)."""
+
+    data: bytes
+    local: Endpoint
+    remote: Endpoint
+
+
+class IpsecBackend(Protocol):
+    """All methods but ``events`` finish before the engine's next action is performed."""
+
+    #: Of /metrics and logs: "userspace", "xfrm", "recording".
+    name: str
+
+    async def start(self) -> None:
+        """Acquire kernel resources. Raises DataplaneError with what is missing."""
+
+    async def close(self, *, remove: bool) -> None:
+        """Release processes and sockets; ``remove`` also removes every SA, policy and device."""
+
+    async def add_sa(self, spec: SaSpec) -> None: ...
+
+    async def update_sa(self, update: UpdateSa) -> None: ...
+
+    async def delete_sa(self, sa: SaId) -> None: ...
+
+    async def put_policies(self, put: Sequence[PolicySpec], delete: Sequence[PolicyId]) -> None:
+        """Apply a difference; the puts take effect before the deletes."""
+
+    async def counters(self) -> Mapping[SaId, SaCounters]: ...
+
+    def events(self) -> AsyncIterator[DataplaneEvent | IkeFromDataplane]: ...

@@ -1,0 +1,175 @@
+"""What the engine is told to do: peers, identities, children, timers. Plain frozen data.
+
+Durations are seconds (float), sizes are octets. Nothing here knows Kubernetes; the gateway derives
+these from the resources.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from ipaddress import IPv4Network, IPv6Network
+
+from ipsec_ike.identity import Identity
+from ipsec_ike.proposal import Proposal
+from ipsec_ike.secret import Secret
+from ipsec_ike.selectors import TrafficSelector
+
+
+class Mode(Enum):
+    """How ESP and AH treat the packet (RFC 4301 3.2)."""
+
+    TUNNEL = "tunnel"
+    TRANSPORT = "transport"
+
+
+class Start(Enum):
+    """When a child SA is negotiated."""
+
+    #: At once, and again whenever it is lost.
+    NOW = "now"
+    #: On the first packet that matches (``Engine.acquire``).
+    ON_TRAFFIC = "on-traffic"
+    #: Only when the peer asks.
+    NEVER = "never"
+
+
+class Childless(Enum):
+    """RFC 6023 as initiator. A responder always supports it."""
+
+    #: The first child is negotiated in IKE_AUTH, as RFC 7296 has it.
+    NEVER = "never"
+    #: Childless where the peer announces it: every child then has its own Diffie-Hellman.
+    PREFER = "prefer"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lifetime:
+    """When an SA ends. 0 means no limit of that kind.
+
+    Hard limits; the soft limit, where a rekey starts, is ``margin`` (a fraction of the hard limit)
+    earlier, and earlier still by a random part of ``jitter`` (a fraction too), so that many tunnels do
+    not rekey together. 0 <= margin, jitter and margin + jitter < 1.
+    """
+
+    seconds: float = 0
+    bytes: int = 0
+    packets: int = 0
+    margin: float = 0.1
+    jitter: float = 0.1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retransmission:
+    """Exponential back-off: the n-th repeat follows ``base * factor**n`` seconds after the one before.
+
+    After ``tries`` repeats without an answer the peer is taken as dead. ``limit`` caps one wait.
+    The defaults give up after about 30 seconds; RFC 7296 2.1 leaves the numbers to us.
+    """
+
+    base: float = 0.5
+    factor: float = 1.8
+    limit: float = 15.0
+    tries: int = 6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChildConfig:
+    """One CHILD_SA to negotiate: the union of selectors of one policy entry.
+
+    ``reqid`` (1-2**31) ties the SAs to the policies of the data plane and stays the same over rekeys.
+    ``proposals`` are ESP or AH proposals in order of preference; KE transforms in them are the PFS
+    groups, which the engine leaves out of IKE_AUTH (RFC 7296 1.2).
+    """
+
+    name: str
+    local_ts: tuple[TrafficSelector, ...]
+    remote_ts: tuple[TrafficSelector, ...]
+    proposals: tuple[Proposal, ...]
+    reqid: int
+    mode: Mode = Mode.TUNNEL
+    lifetime: Lifetime = field(default_factory=lambda: Lifetime(seconds=1800))
+    start: Start = Start.NOW
+    replay_window: int = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IdentityConfig:
+    """Who we are and who may answer. A responder tries them by the received IDi (and IDr).
+
+    ``local_id`` None means the address of the IKE SA (RFC 7296 2.15 with ID_IPV*_ADDR).
+    ``remote_id`` None accepts any identity that proves itself with these credentials ("ignore").
+    ``psk`` is the shared key; ``psk_previous`` is also accepted from the peer during a rotation.
+    ``children`` names the children that this identity may use; empty means all of the peer's.
+    """
+
+    name: str
+    local_id: Identity | None = None
+    remote_id: Identity | None = None
+    psk: Secret | None = None
+    psk_previous: Secret | None = None
+    children: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerConfig:
+    """One remote IKE endpoint.
+
+    ``remote_addresses`` are candidates for initiation in order (IP text, already resolved), empty for a
+    responder-only peer. ``remote_networks`` are the source addresses from which the peer may come;
+    the longest matching prefix wins among peers.
+    """
+
+    name: str
+    identities: tuple[IdentityConfig, ...]
+    children: tuple[ChildConfig, ...]
+    ike_proposals: tuple[Proposal, ...]
+    remote_addresses: tuple[str, ...] = ()
+    remote_networks: tuple[IPv4Network | IPv6Network, ...] = ()
+    remote_port: int = 500
+    #: Bind to this address; None lets the shell choose by route.
+    local_address: str | None = None
+    #: False: never initiate.
+    initiate: bool = True
+    #: IKE SA: rekeyed at the soft limit; deleted at the hard one.
+    ike_lifetime: Lifetime = field(default_factory=lambda: Lifetime(seconds=28800))
+    retransmission: Retransmission = field(default_factory=Retransmission)
+    #: Seconds of silence after which liveness is checked; 0 disables (RFC 7296 2.4).
+    dpd_interval: float = 8.0
+    #: Seconds between NAT keepalives when we are behind a NAT (RFC 3948 2.3); 0 disables.
+    keepalive_interval: float = 20.0
+    #: Pretend a NAT, so that ESP is always UDP encapsulated.
+    force_encapsulation: bool = False
+    #: RFC 7383; fragments are offered and used for messages above ``fragment_size``.
+    fragmentation: bool = True
+    #: Largest IP packet, in octets, that an IKE message may need before it is fragmented.
+    fragment_size: int = 1280
+    childless: Childless = Childless.NEVER
+    send_initial_contact: bool = True
+    #: Seconds after which a failed peer is tried again, doubled each time up to ``retry_limit``.
+    retry_interval: float = 2.0
+    retry_limit: float = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What strangers may cost us. All counts are per engine unless they say otherwise."""
+
+    #: Above this many half-open IKE SAs every IKE_SA_INIT must return a COOKIE (RFC 7296 2.6).
+    cookie_threshold: int = 32
+    #: No new half-open SA from one address above this many.
+    half_open_per_address: int = 8
+    #: No new half-open SA at all above this many.
+    half_open_max: int = 1024
+    #: Seconds a half-open SA may last.
+    half_open_timeout: float = 30.0
+    #: Octets of one IKE message, before and after reassembly.
+    message_size: int = 65535
+    #: Payloads in one message.
+    payloads: int = 64
+    #: Fragments of one message.
+    fragments: int = 64
+    #: CHILD_SAs of one IKE SA.
+    children: int = 256
+    #: Seconds for which a COOKIE secret signs new cookies; it verifies twice as long.
+    cookie_lifetime: float = 30.0
