@@ -28,8 +28,6 @@ class SendDatagram:
     """Send an IKE message. ``encap``: put the non-ESP marker before it (RFC 3948 2.2).
 
     An empty ``data`` with ``encap`` is a NAT keepalive: one octet 0xFF without marker (RFC 3948 2.3).
-    ``local`` may have an empty address: the shell then chooses by route and tells the engine nothing,
-    the answer's destination does.
     """
 
     local: Endpoint

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 from ipaddress import IPv4Network, IPv6Network
+from typing import NamedTuple
 
 from ipsec_ike.identity import Identity
 from ipsec_ike.proposal import Proposal
@@ -111,23 +112,31 @@ class IdentityConfig:
     children: tuple[str, ...] = ()
 
 
+class Path(NamedTuple):
+    """Two IP addresses as text: where an initiation is sent from (the shell asked the routing table,
+    NAT detection needs it) and where to."""
+
+    local: str
+    remote: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeerConfig:
     """One remote IKE endpoint.
 
-    ``remote_addresses`` are candidates for initiation in order (IP text, already resolved), empty for a
-    responder-only peer. ``remote_networks`` are the source addresses from which the peer may come;
-    the longest matching prefix wins among peers.
+    ``paths`` are the candidates for initiation in order, addresses already resolved by the shell; empty
+    for a responder-only peer or while there is no route. ``remote_networks`` are the source addresses
+    from which the peer may come; the longest matching prefix wins among peers. ``local_address``, where
+    given, is the only address of ours at which the peer may arrive.
     """
 
     name: str
     identities: tuple[IdentityConfig, ...]
     children: tuple[ChildConfig, ...]
     ike_proposals: tuple[Proposal, ...]
-    remote_addresses: tuple[str, ...] = ()
+    paths: tuple[Path, ...] = ()
     remote_networks: tuple[IPv4Network | IPv6Network, ...] = ()
     remote_port: int = 500
-    #: Bind to this address; None lets the shell choose by route.
     local_address: str | None = None
     #: False: never initiate.
     initiate: bool = True

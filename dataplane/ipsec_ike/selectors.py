@@ -56,9 +56,7 @@ class TrafficSelector:
         if start > end:
             return None
         if low > high and not (self.is_opaque and other.is_opaque):
-            if self.is_opaque and other.any_port:
-                low, high = 65535, 0
-            elif other.is_opaque and self.any_port:
+            if (self.is_opaque and other.any_port) or (other.is_opaque and self.any_port):
                 low, high = 65535, 0
             else:
                 return None

@@ -111,6 +111,9 @@ class IpsecBackend(Protocol):
     #: Of /metrics and logs: "userspace", "xfrm", "recording".
     name: str
 
+    #: The device that packets to be protected must be routed into; None where the kernel's SPD does it.
+    device: str | None
+
     async def start(self) -> None:
         """Acquire kernel resources. Raises DataplaneError with what is missing."""
 
@@ -127,5 +130,8 @@ class IpsecBackend(Protocol):
         """Apply a difference; the puts take effect before the deletes."""
 
     async def counters(self) -> Mapping[SaId, SaCounters]: ...
+
+    def deliver_esp(self, data: bytes, local: Endpoint, remote: Endpoint) -> None:
+        """ESP in UDP that arrived on an IKE socket (receive offload may merge the two)."""
 
     def events(self) -> AsyncIterator[DataplaneEvent | IkeFromDataplane]: ...
