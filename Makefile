@@ -1,0 +1,83 @@
+# The commands of this project; each sets up what it needs. `make help` lists them.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.DEFAULT_GOAL := help
+
+# The Python that .venv is made with: 3.11 or newer.
+PYTHON ?= python3
+# The other site of `make demo`: kube-ipsec or strongswan.
+PEER ?= kube-ipsec
+# One benchmark of `make bench`; empty: all of them.
+BENCH ?=
+# More options for pytest, for example: make test ARGS="-k rekey"
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+export PYTHON
+# Debian keeps ip, nft and ethtool where the PATH of other users does not look.
+export PATH := $(PATH):/usr/sbin:/sbin
+
+.PHONY: help demo test test-kernel bench lint crds lock clean
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+demo: need := venv net $(if $(filter strongswan,$(PEER)),strongswan)
+demo: ## YAML to tunnel to traffic between two gateways; PEER=strongswan for the other site
+	@.ci/packages --need "$(need)" --want "strongswan"
+	@$(MAKE) --no-print-directory $(VENV)/.project
+	$(BIN)/kube-ipsec demo --peer $(PEER)
+
+# One pytest session, so that there is one summary: the tiers with real sockets and
+# namespaces come last and stay on one worker (tests/conftest.py), the others share all.
+test: ## every tier of tests that can run here
+	@.ci/packages --need venv --want "net strongswan"
+	@$(MAKE) --no-print-directory $(VENV)/.project
+	$(BIN)/python -m pytest -n auto --dist loadgroup --no-loadscope-reorder $(ARGS)
+
+test-kernel: ## the kernel tier (not built yet)
+	@echo "there is no kernel tier yet: it comes with the XFRM back end" >&2; exit 1
+
+bench: ## the benchmark tables, beside strongSwan; BENCH=name for one
+	@.ci/packages --need "venv net" --want strongswan
+	@$(MAKE) --no-print-directory $(VENV)/.project
+	$(BIN)/kube-ipsec bench $(if $(BENCH),--only $(BENCH)) $(ARGS)
+
+lint: ## ruff, mypy, import contracts, drift of generated files
+	@.ci/packages --need venv
+	@$(MAKE) --no-print-directory $(VENV)/.project
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m ipsec_api.structural --check
+
+crds: $(VENV)/.project ## write crds/*.yaml anew from the models
+	$(BIN)/python -m ipsec_api.structural
+
+lock: ## resolve requirements.lock anew from pyproject.toml
+	$(PYTHON) -m venv build/lock
+	build/lock/bin/python -m pip --quiet --disable-pip-version-check install 'uv>=0.9,<1'
+	build/lock/bin/uv pip compile --quiet --generate-hashes --no-emit-index-url --upgrade \
+	  --group dev --python-version 3.11 pyproject.toml -o requirements.lock
+
+clean: ## remove everything that these commands made
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf crds/*.egg-info dataplane/*.egg-info operator/*.egg-info *.egg-info
+
+# Set-up, in two stamps: the locked dependencies, then the project itself. Both steps change nothing
+# in an environment that already has what they ask for.
+$(VENV)/.locked: requirements.lock
+	@[ -x $(BIN)/python ] || { echo "making $(VENV)"; $(PYTHON) -m venv --clear $(VENV); }
+	$(PIP) install --require-hashes -r requirements.lock
+	@touch $@
+
+$(VENV)/.project: $(VENV)/.locked pyproject.toml
+	$(PIP) install --no-deps --no-build-isolation -e .
+	@touch $@
