@@ -20,7 +20,7 @@ from ipsec_ike.selectors import TrafficSelector
 
 
 class DataplaneError(Exception):
-    """The data plane refused. The message names the object, what it lacks and, if any, the errno."""
+    """The data plane refused. The message names the object, what it lacks and, if any, errno."""
 
 
 class PolicyAction(Enum):
@@ -111,7 +111,7 @@ class IpsecBackend(Protocol):
     #: Of /metrics and logs: "userspace", "xfrm", "recording".
     name: str
 
-    #: The device that packets to be protected must be routed into; None where the kernel's SPD does it.
+    #: The device that packets to be protected must be routed into; None if the kernel's SPD does it.
     device: str | None
 
     async def start(self) -> None:
