@@ -7,7 +7,7 @@ from pydantic.alias_generators import to_camel
 
 
 class ApiModel(BaseModel):
-    """camelCase in YAML, snake_case in Python; unknown fields are errors; instances are immutable."""
+    """camelCase in YAML, snake_case in Python; unknown fields are errors; instances immutable."""
 
     model_config = ConfigDict(
         alias_generator=to_camel,

@@ -1,8 +1,8 @@
 """TunnelConfig: what one accepted IPsecPeer comes to, fully resolved, for the gateway alone.
 
 The operator renders one into one Secret per peer; the directory source gets it from ``compile`` in
-the process. Everything a gateway needs is in here, references are resolved and defaults are filled in,
-so that it never reads a tenant's objects. Order in ``policies`` carries no meaning of its own: the
+the process. Everything a gateway needs is in here, references are resolved and defaults are filled
+in, so that it never reads a tenant's objects. Order in ``policies`` carries no meaning of its own: the
 gateway sorts the policies of all tunnels by ``(priority, namespace, name, index)``.
 """
 
@@ -109,7 +109,8 @@ class TunnelConfig(ApiModel):
     source: ObjectRef
     #: Remote IKE addresses in order: IP addresses or DNS names; empty for a responder-only peer.
     addresses: tuple[str, ...] = ()
-    #: Networks a responder accepts the peer from (an address is a host prefix). DNS names are resolved.
+    #: Networks a responder accepts the peer from (an address is a host prefix). DNS names are
+    #: resolved.
     remote_networks: tuple[str, ...] = ()
     port: int = 500
     local_address: str | None = None

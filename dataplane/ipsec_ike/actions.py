@@ -27,7 +27,8 @@ class Direction(Enum):
 class SendDatagram:
     """Send an IKE message. ``encap``: put the non-ESP marker before it (RFC 3948 2.2).
 
-    An empty ``data`` with ``encap`` is a NAT keepalive: one octet 0xFF without marker (RFC 3948 2.3).
+    An empty ``data`` with ``encap`` is a NAT keepalive: one octet 0xFF without marker
+    (RFC 3948 2.3).
     """
 
     local: Endpoint
@@ -38,7 +39,7 @@ class SendDatagram:
 
 @dataclass(frozen=True, slots=True)
 class SaId:
-    """What finds an SA: direction, protocol (numbers.Protocol ESP or AH), SPI and destination address."""
+    """What finds an SA: direction, protocol (numbers.Protocol ESP or AH), SPI and destination."""
 
     direction: Direction
     protocol: int
@@ -52,9 +53,9 @@ class SaSpec:
 
     ``source`` and ``destination`` are the outer addresses with the UDP ports used if ``encap``.
     ``encryption_key`` holds key and salt or nonce in the order of RFC 4106, 3686, 4309 and 7634;
-    ``integrity`` is None for combined-mode ciphers. ``local_ts`` and ``remote_ts`` are the negotiated
-    selectors seen from this gateway whatever the direction. ``soft`` has absolute numbers in all
-    three dimensions; its ``margin`` and ``jitter`` mean nothing. Seconds are relative to now.
+    ``integrity`` is None for combined-mode ciphers. ``local_ts`` and ``remote_ts`` are the
+    negotiated selectors seen from this gateway whatever the direction. ``soft`` has absolute
+    numbers in all three dimensions; its ``margin`` and ``jitter`` mean nothing. Seconds are relative to now.
     """
 
     id: SaId

@@ -49,8 +49,8 @@ class Lifetime:
     """When an SA ends. 0 means no limit of that kind.
 
     Hard limits; the soft limit, where a rekey starts, is ``margin`` (a fraction of the hard limit)
-    earlier, and earlier still by a random part of ``jitter`` (a fraction too), so that many tunnels do
-    not rekey together. 0 <= margin, jitter and margin + jitter < 1.
+    earlier, and earlier still by a random part of ``jitter`` (a fraction too), so that many tunnels
+    do not rekey together. 0 <= margin, jitter and margin + jitter < 1.
     """
 
     seconds: float = 0
@@ -62,7 +62,7 @@ class Lifetime:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retransmission:
-    """Exponential back-off: the n-th repeat follows ``base * factor**n`` seconds after the one before.
+    """Exponential back-off: the n-th repeat is ``base * factor**n`` seconds after the one before.
 
     After ``tries`` repeats without an answer the peer is taken as dead. ``limit`` caps one wait.
     The defaults give up after about 30 seconds; RFC 7296 2.1 leaves the numbers to us.
@@ -78,8 +78,8 @@ class Retransmission:
 class ChildConfig:
     """One CHILD_SA to negotiate: the union of selectors of one policy entry.
 
-    ``reqid`` (1-2**31) ties the SAs to the policies of the data plane and stays the same over rekeys.
-    ``proposals`` are ESP or AH proposals in order of preference; KE transforms in them are the PFS
+    ``reqid`` (1-2**31) ties the SAs to the policies of the data plane and stays the same over
+    rekeys. ``proposals`` are ESP or AH proposals in order of preference; KE transforms in them are the PFS
     groups, which the engine leaves out of IKE_AUTH (RFC 7296 1.2).
     """
 
@@ -113,8 +113,8 @@ class IdentityConfig:
 
 
 class Path(NamedTuple):
-    """Two IP addresses as text: where an initiation is sent from (the shell asked the routing table,
-    NAT detection needs it) and where to."""
+    """Two IP addresses as text: where an initiation is sent from (the shell asked the routing
+    table, NAT detection needs it) and where to."""
 
     local: str
     remote: str
@@ -124,10 +124,10 @@ class Path(NamedTuple):
 class PeerConfig:
     """One remote IKE endpoint.
 
-    ``paths`` are the candidates for initiation in order, addresses already resolved by the shell; empty
-    for a responder-only peer or while there is no route. ``remote_networks`` are the source addresses
-    from which the peer may come; the longest matching prefix wins among peers. ``local_address``, where
-    given, is the only address of ours at which the peer may arrive.
+    ``paths`` are the candidates for initiation in order, addresses already resolved by the shell;
+    empty for a responder-only peer or while there is no route. ``remote_networks`` are the source
+    addresses from which the peer may come; the longest matching prefix wins among peers.
+    ``local_address``, where given, is the only address of ours at which the peer may arrive.
     """
 
     name: str

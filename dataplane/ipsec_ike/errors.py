@@ -1,8 +1,8 @@
 """The two ways in which things go wrong, and what goes on the wire for each.
 
-``IkeError`` is the peer's doing: the exception carries the Notify type with which it is answered, so
-that no caller needs a mapping. ``LocalMisuse`` is our caller's doing and never results from bytes that
-came from the network.
+``IkeError`` is the peer's doing: the exception carries the Notify type with which it is answered,
+so that no caller needs a mapping. ``LocalMisuse`` is our caller's doing and never results from
+bytes that came from the network.
 """
 
 from __future__ import annotations

@@ -26,8 +26,8 @@ class Endpoint(NamedTuple):
 class Datagram:
     """One IKE message as received, without the non-ESP marker.
 
-    ``local`` is the address and port it was sent to. Port 4500 (or any with ``marker``) means that the
-    sender used UDP encapsulation (RFC 7296 2.23).
+    ``local`` is the address and port it was sent to. Port 4500 (or any with ``marker``) means that
+    the sender used UDP encapsulation (RFC 7296 2.23).
     """
 
     data: bytes
@@ -57,7 +57,7 @@ class Expire:
 
 @dataclass(frozen=True, slots=True)
 class Mapping:
-    """ESP that verifies came from a new source: the peer's NAT rebound (RFC 3948, RFC 7296 2.23)."""
+    """ESP that verifies came from a new source: the peer's NAT rebound (RFC 7296 2.23)."""
 
     spi: int
     remote: Endpoint

@@ -2,7 +2,8 @@
 
 Source: "Internet Key Exchange Version 2 (IKEv2) Parameters", IANA, and RFC 7296 section 3. A code
 point that we do not know survives as itself: it keeps its value, prints as ``UNKNOWN_<value>`` and
-compares as the integer it is, so that a message can be logged and answered without understanding it.
+compares as the integer it is, so that a message can be logged and answered without understanding
+it.
 """
 
 from __future__ import annotations
