@@ -2,8 +2,8 @@
 
 The operator renders one into one Secret per peer; the directory source gets it from ``compile`` in
 the process. Everything a gateway needs is in here, references are resolved and defaults are filled
-in, so that it never reads a tenant's objects. Order in ``policies`` carries no meaning of its own: the
-gateway sorts the policies of all tunnels by ``(priority, namespace, name, index)``.
+in, so that it never reads a tenant's objects. Order in ``policies`` carries no meaning of its own:
+the gateway sorts the policies of all tunnels by ``(priority, namespace, name, index)``.
 """
 
 from __future__ import annotations

@@ -55,7 +55,8 @@ class SaSpec:
     ``encryption_key`` holds key and salt or nonce in the order of RFC 4106, 3686, 4309 and 7634;
     ``integrity`` is None for combined-mode ciphers. ``local_ts`` and ``remote_ts`` are the
     negotiated selectors seen from this gateway whatever the direction. ``soft`` has absolute
-    numbers in all three dimensions; its ``margin`` and ``jitter`` mean nothing. Seconds are relative to now.
+    numbers in all three dimensions; its ``margin`` and ``jitter`` mean nothing. Seconds are
+    relative to now.
     """
 
     id: SaId

@@ -79,8 +79,8 @@ class ChildConfig:
     """One CHILD_SA to negotiate: the union of selectors of one policy entry.
 
     ``reqid`` (1-2**31) ties the SAs to the policies of the data plane and stays the same over
-    rekeys. ``proposals`` are ESP or AH proposals in order of preference; KE transforms in them are the PFS
-    groups, which the engine leaves out of IKE_AUTH (RFC 7296 1.2).
+    rekeys. ``proposals`` are ESP or AH proposals in order of preference; KE transforms in them are
+    the PFS groups, which the engine leaves out of IKE_AUTH (RFC 7296 1.2).
     """
 
     name: str

@@ -46,7 +46,7 @@ class IkeSaConnecting(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IkeSaUp(Event):
-    """The IKE SA is authenticated; ``suite`` is like ``AES_GCM_16_256/HMAC_SHA2_256/CURVE25519``."""
+    """Authenticated. ``suite`` reads like ``AES_GCM_16_256/HMAC_SHA2_256/CURVE25519``."""
 
     local: Endpoint
     remote: Endpoint
@@ -151,7 +151,7 @@ class SelectorsMismatch(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuthFailed(Event):
-    """``remote_id`` is what the peer claimed, as text; ``ours``: it was the peer that refused us."""
+    """``remote_id`` is what the peer claimed, as text; ``ours``: the peer refused us."""
 
     remote: Endpoint
     remote_id: str

@@ -81,8 +81,7 @@ class TrafficSelector:
         """The smallest list of prefixes that covers the address range."""
         first = ipaddress.ip_address(self.start)
         last = ipaddress.ip_address(self.end)
-        # The two are of one IP version, which the types cannot say.
-        return tuple(ipaddress.summarize_address_range(first, last))  # type: ignore[type-var]
+        return tuple(ipaddress.summarize_address_range(first, last))
 
     def __str__(self) -> str:
         nets = self.networks
