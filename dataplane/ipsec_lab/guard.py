@@ -1,0 +1,162 @@
+"""The clear-text guard: what may cross the WAN, counted by class, and bad weather on demand.
+
+It sits in the forward hook of the router between the sites. Between the outer addresses of the two
+gateways it lets pass IKE, ESP, ESP in UDP and the ICMP errors that path MTU discovery needs. All the
+rest is dropped and counted as clear text. Without it a ping "through the tunnel" passes with no
+tunnel at all.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from typing import Final
+
+from ipsec_lab.netns import Namespace
+from ipsec_lab.topology import Topology
+
+_TABLE: Final = "lab_guard"
+_NAT: Final = "lab_nat"
+
+
+@dataclass(frozen=True)
+class GuardCounters:
+    """Packets seen by the router since ``Guard`` was set up; a GSO burst counts as one.
+
+    ``esp`` and ``esp_udp`` are what carries traffic, ``ike`` includes NAT keepalives, ``fragments``
+    are non-first fragments of packets between the outer addresses. ``clear`` was dropped: it is
+    everything else. ``weather`` was dropped by ``cut`` or ``lose``.
+    """
+
+    ike: int = 0
+    esp: int = 0
+    esp_udp: int = 0
+    icmp_error: int = 0
+    fragments: int = 0
+    clear: int = 0
+    weather: int = 0
+
+    def __sub__(self, earlier: GuardCounters) -> GuardCounters:
+        """What was counted since ``earlier``."""
+        return GuardCounters(
+            **{f.name: getattr(self, f.name) - getattr(earlier, f.name) for f in fields(self)}
+        )
+
+    @property
+    def encrypted(self) -> int:
+        """ESP packets, whatever carries them."""
+        return self.esp + self.esp_udp
+
+
+class Guard:
+    """Works from construction until the topology ends, or ``remove``."""
+
+    def __init__(self, topology: Topology) -> None:
+        self._wan: Final[Namespace] = topology.wan
+        self._topology: Final = topology
+        sites = (topology.a, topology.b)
+        outer = [i.ip for site in sites for i in site.wan_interfaces]
+        self._wan.nft(
+            _RULES.format(
+                table=_TABLE,
+                counters="\n".join(f"  counter seen_{f.name} {{}}" for f in fields(GuardCounters)),
+                v4=_elements(a for a in outer if a.version == 4),
+                v6=_elements(a for a in outer if a.version == 6),
+            )
+        )
+
+    def counters(self) -> GuardCounters:
+        """What passed and what was dropped so far."""
+        listing = json.loads(
+            self._wan.run("nft", "-j", "list", "counters", "table", "inet", _TABLE)
+        )
+        return GuardCounters(
+            **{
+                item["counter"]["name"].removeprefix("seen_"): item["counter"]["packets"]
+                for item in listing["nftables"]
+                if "counter" in item
+            }
+        )
+
+    def cut(self) -> None:
+        """Silently drop everything from now on: the cable is out, and nobody is told."""
+        self._weather("counter name seen_weather drop")
+
+    def lose(self, percent: int) -> None:
+        """Drop this share of all packets (1-99), by random."""
+        self._weather(f"numgen random mod 100 < {percent} counter name seen_weather drop")
+
+    def restore(self) -> None:
+        """End of ``cut`` and ``lose``."""
+        self._weather("")
+
+    def masquerade(self, site: str) -> None:
+        """Put site ``a`` or ``b`` behind a NAT: its packets get the router's address, other ports."""
+        own = self._topology.site(site)
+        out = {"a": "to-b", "b": "to-a"}[site]
+        rules = [
+            f"meta l4proto udp oifname {out} {'ip' if i.version == 4 else 'ip6'} saddr {i.ip} "
+            "masquerade to :20000-29999"
+            for i in own.wan_interfaces
+        ]
+        self._wan.nft(
+            f"table inet {_NAT} {{\n  chain post {{\n"
+            "    type nat hook postrouting priority srcnat; policy accept;\n    "
+            + "\n    ".join(rules)
+            + "\n  }\n}\n"
+        )
+
+    def end_nat(self) -> None:
+        """Remove the NAT of ``masquerade``."""
+        self._wan.nft(f"table inet {_NAT} {{}}\ndelete table inet {_NAT}\n")
+
+    def remove(self) -> None:
+        """Open the router for clear text again (only negative controls want that)."""
+        self._wan.nft(f"delete table inet {_TABLE}\n")
+
+    def _weather(self, rule: str) -> None:
+        self._wan.nft(
+            f"flush chain inet {_TABLE} weather\n"
+            + (f"add rule inet {_TABLE} weather {rule}\n" if rule else "")
+        )
+
+
+def _elements(addresses: Iterable[object]) -> str:
+    text = ", ".join(map(str, addresses))
+    return f"elements = {{ {text} }}" if text else ""
+
+
+# The four octets after the UDP header tell IKE from ESP on port 4500: zeros are the non-ESP marker
+# (RFC 3948 2.2), a datagram of one octet is a keepalive (2.3).
+_RULES: Final = """
+table inet {table} {{
+{counters}
+  set outer4 {{ type ipv4_addr; {v4} }}
+  set outer6 {{ type ipv6_addr; {v6} }}
+  chain weather {{ }}
+  chain natt {{
+    udp length 9 counter name seen_ike accept
+    @th,64,32 0 counter name seen_ike accept
+    counter name seen_esp_udp accept
+  }}
+  chain between_gateways {{
+    udp dport 500 counter name seen_ike accept
+    udp sport 500 counter name seen_ike accept
+    udp dport 4500 goto natt
+    udp sport 4500 goto natt
+    meta l4proto esp counter name seen_esp accept
+    ip frag-off & 0x1fff != 0 counter name seen_fragments accept
+    frag frag-off != 0 counter name seen_fragments accept
+    icmp type {{ destination-unreachable, time-exceeded }} counter name seen_icmp_error accept
+    icmpv6 type {{ destination-unreachable, packet-too-big, time-exceeded }} counter name seen_icmp_error accept
+  }}
+  chain forward {{
+    type filter hook forward priority filter; policy drop;
+    jump weather
+    ip saddr @outer4 ip daddr @outer4 jump between_gateways
+    ip6 saddr @outer6 ip6 daddr @outer6 jump between_gateways
+    counter name seen_clear drop
+  }}
+}}
+"""

@@ -1,0 +1,162 @@
+"""What really crossed the WAN: a packet socket in the router's namespace.
+
+The guard says what it let pass; the sniffer looks into every frame for the marker that all test
+traffic of the lab carries, so that "encrypted" is seen and not only concluded from a port number.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+import threading
+from collections import Counter
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Final, Self
+
+from ipsec_lab.netns import Namespace
+
+#: 16 octets that every ping and every transfer of the lab carries again and again.
+MARKER: Final = b"kube-ipsec-plain"
+
+_ETH_P_ALL: Final = 3
+_PACKET_OUTGOING: Final = 4
+_SOL_PACKET: Final = 263
+_PACKET_STATISTICS: Final = 6
+
+_IPV4: Final = 0x0800
+_IPV6: Final = 0x86DD
+_ARP: Final = 0x0806
+_ICMP: Final = 1
+_UDP: Final = 17
+_ESP: Final = 50
+_ICMPV6: Final = 58
+_V6_FRAGMENT: Final = 44
+
+
+def classify(frame: bytes | memoryview) -> str:
+    """``ike``, ``keepalive``, ``esp``, ``esp-in-udp``, ``fragment`` (non-first), ``neighbour`` (ARP,
+    ND and other link-local chatter), ``icmp`` or ``other``, from an Ethernet frame.
+
+    Never raises: what is too short to tell is ``other``.
+    """
+    try:
+        return _classify(memoryview(frame))
+    except (struct.error, IndexError):
+        return "other"
+
+
+def _classify(frame: memoryview) -> str:
+    (kind,) = struct.unpack_from(">H", frame, 12)
+    if kind == _ARP:
+        return "neighbour"
+    if kind == _IPV4:
+        header = (frame[14] & 0x0F) * 4
+        protocol = frame[23]
+        if struct.unpack_from(">H", frame, 20)[0] & 0x1FFF:
+            return "fragment"
+        return _transport(protocol, frame[14 + header :])
+    if kind == _IPV6:
+        protocol, rest = frame[20], frame[54:]
+        if protocol == 0:  # hop-by-hop, of MLD
+            protocol, rest = rest[0], rest[(rest[1] + 1) * 8 :]
+        if protocol == _V6_FRAGMENT:
+            if struct.unpack_from(">H", rest, 2)[0] & 0xFFF8:
+                return "fragment"
+            protocol, rest = rest[0], rest[8:]
+        return _transport(protocol, rest)
+    return "other"
+
+
+def _transport(protocol: int, data: memoryview) -> str:
+    if protocol == _ESP:
+        return "esp"
+    if protocol == _ICMP:
+        return "icmp"
+    if protocol == _ICMPV6:
+        return "neighbour" if 130 <= data[0] <= 143 else "icmp"
+    if protocol == _UDP:
+        source, destination, length = struct.unpack_from(">HHH", data)
+        if 500 in (source, destination):
+            return "ike"
+        if 4500 in (source, destination):
+            if length == 9:
+                return "keepalive"
+            return "ike" if data[8:12] == b"\0\0\0\0" else "esp-in-udp"
+    return "other"
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """What a sniffer saw: frames by class, frames with the marker, and frames that the kernel had
+    to skip because we read too slowly (their content is not known; the guard counted them)."""
+
+    frames: dict[str, int]
+    marked: int
+    skipped: int
+    first_marked: str = ""
+
+    @property
+    def encrypted(self) -> int:
+        """Frames of ESP, whatever carries them."""
+        return self.frames.get("esp", 0) + self.frames.get("esp-in-udp", 0)
+
+
+class Sniffer:
+    """Counts every frame once, where it enters ``namespace``. A context manager.
+
+    A thread of this process does the reading; at full speed it skips frames, and says so.
+    """
+
+    def __init__(self, namespace: Namespace, marker: bytes = MARKER) -> None:
+        self._marker: Final = marker
+        self._frames: Counter[str] = Counter()
+        self._marked = 0
+        self._skipped = 0
+        self._first = ""
+        self._ending = threading.Event()
+        self._socket: Final = namespace.socket(
+            socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ETH_P_ALL)
+        )
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 << 20)
+        self._socket.settimeout(0.2)
+        self._thread: Final = threading.Thread(target=self._read, name="sniffer", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._ending.set()
+        self._thread.join()
+        self._socket.close()
+
+    def sighting(self) -> Sighting:
+        """What was seen so far."""
+        # Reading the statistics resets them, hence the sum.
+        _, dropped = struct.unpack(
+            "II", self._socket.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8)
+        )
+        self._skipped += dropped
+        return Sighting(dict(self._frames), self._marked, self._skipped, self._first)
+
+    def _read(self) -> None:
+        buffer = bytearray(1 << 17)  # receive offload hands over up to 64 KiB at once
+        view = memoryview(buffer)
+        while not self._ending.is_set():
+            try:
+                size, address = self._socket.recvfrom_into(buffer)
+            except TimeoutError:
+                continue
+            if address[2] == _PACKET_OUTGOING or address[0] == "lo":
+                continue
+            kind = classify(view[:size])
+            self._frames[kind] += 1
+            if buffer.find(self._marker, 0, size) >= 0:
+                self._marked += 1
+                self._first = self._first or f"{kind} frame of {size} octets on {address[0]}"
