@@ -1,8 +1,8 @@
 """The clear-text guard: what may cross the WAN, counted by class, and bad weather on demand.
 
-It sits in the forward hook of the router between the sites. Between the outer addresses of the two
-gateways it lets pass IKE, ESP, ESP in UDP and the ICMP errors that path MTU discovery needs. All the
-rest is dropped and counted as clear text. Without it a ping "through the tunnel" passes with no
+It sits in the forward hook of the router between the sites. Between the outer addresses of the
+two gateways it lets pass IKE, ESP, ESP in UDP and the ICMP errors that path MTU discovery needs.
+All the rest is dropped and counted as clear text. Without it a ping "through the tunnel" passes with no
 tunnel at all.
 """
 
@@ -92,7 +92,7 @@ class Guard:
         self._weather("")
 
     def masquerade(self, site: str) -> None:
-        """Put site ``a`` or ``b`` behind a NAT: its packets get the router's address, other ports."""
+        """Put site ``a`` or ``b`` behind a NAT: its UDP gets the router's address, other ports."""
         own = self._topology.site(site)
         out = {"a": "to-b", "b": "to-a"}[site]
         rules = [
@@ -149,7 +149,7 @@ table inet {table} {{
     ip frag-off & 0x1fff != 0 counter name seen_fragments accept
     frag frag-off != 0 counter name seen_fragments accept
     icmp type {{ destination-unreachable, time-exceeded }} counter name seen_icmp_error accept
-    icmpv6 type {{ destination-unreachable, packet-too-big, time-exceeded }} counter name seen_icmp_error accept
+    icmpv6 type 1-3 counter name seen_icmp_error accept
   }}
   chain forward {{
     type filter hook forward priority filter; policy drop;

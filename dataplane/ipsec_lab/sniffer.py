@@ -35,8 +35,8 @@ _V6_FRAGMENT: Final = 44
 
 
 def classify(frame: bytes | memoryview) -> str:
-    """``ike``, ``keepalive``, ``esp``, ``esp-in-udp``, ``fragment`` (non-first), ``neighbour`` (ARP,
-    ND and other link-local chatter), ``icmp`` or ``other``, from an Ethernet frame.
+    """What an Ethernet frame is: ``ike``, ``keepalive``, ``esp``, ``esp-in-udp``, ``fragment``
+    (non-first), ``neighbour`` (ARP, ND and other link-local chatter), ``icmp`` or ``other``.
 
     Never raises: what is too short to tell is ``other``.
     """
@@ -82,7 +82,7 @@ def _transport(protocol: int, data: memoryview) -> str:
         if 4500 in (source, destination):
             if length == 9:
                 return "keepalive"
-            return "ike" if data[8:12] == b"\0\0\0\0" else "esp-in-udp"
+            return "ike" if bytes(data[8:12]) == bytes(4) else "esp-in-udp"
     return "other"
 
 

@@ -175,7 +175,7 @@ class Topology:
             inside.append(f"address add {site.host(index)}/{length} dev eth0{nodad}")
         gw.ip(*outside, "link set dev lan0 up")
         lan.ip(*inside, "link set dev eth0 up")
-        defaults = {}
+        defaults: dict[bool, str] = {}
         for index, net in enumerate(site.lans):  # the first LAN of each family leads out
             defaults.setdefault(":" in net, site.gateway(index))
         lan.ip(*(f"route add default via {gateway}" for gateway in defaults.values()))

@@ -194,6 +194,6 @@ def tcp_transfer(
 
 
 def _block() -> memoryview:
-    """256 KiB that never repeat a line, with the marker in each: a swap of packets changes the sum."""
+    """256 KiB of lines that never repeat, each with the marker: swapped packets change the sum."""
     lines = (MARKER + hashlib.sha256(n.to_bytes(4, "big")).digest() for n in range(1 << 13))
     return memoryview(b"".join(lines))[: 1 << 18]

@@ -22,14 +22,14 @@ _UNSHARE: Final = ("unshare", "--user", "--map-root-user", "--net", "--mount")
 
 
 def has_network_rights() -> bool:
-    """Whether this process may make network namespaces: effective CAP_SYS_ADMIN and CAP_NET_ADMIN."""
+    """Whether this process may make network namespaces (CAP_SYS_ADMIN and CAP_NET_ADMIN)."""
     with open("/proc/self/status", encoding="ascii") as status:
         effective = next(int(line.split()[1], 16) for line in status if line.startswith("CapEff:"))
     return all(effective >> cap & 1 for cap in (_CAP_NET_ADMIN, _CAP_SYS_ADMIN))
 
 
 def missing_rights() -> str | None:
-    """None if the lab can run here, with root rights or in a user namespace; else one line why not."""
+    """None if the lab can run here, as root or in a user namespace; else one line why not."""
     if has_network_rights():
         return None
     if missing_programs("unshare"):
