@@ -1,8 +1,9 @@
 """Two charons against each other, driven over their control sockets: the measure of our figures.
 
-Set up for the most it can do: no logging, no denial-of-service checks, a large SA table, 32 threads,
-and one connection that may be up any number of times (``unique = never``), so that no configuration
-is searched. ESP, where there is a child, is its own userspace one (plugin kernel-libipsec).
+Set up for the most it can do: no logging, no denial-of-service checks, a large SA table, 32
+threads, and one connection that may be up any number of times (``unique = never``), so that no
+configuration is searched. ESP, where there is a child, is its own userspace one (plugin
+kernel-libipsec).
 """
 
 from __future__ import annotations
@@ -64,8 +65,8 @@ def version() -> str:
 class CharonPair:
     """charon at both sites of a topology; ``folder`` takes configurations and sockets.
 
-    ``proposal`` is the IKE proposal in strongSwan's notation. Site a initiates, each IKE SA with one
-    CHILD_SA or, without ``child``, with none (RFC 6023).
+    ``proposal`` is the IKE proposal in strongSwan's notation. Site a initiates, each IKE SA with
+    one CHILD_SA or, without ``child``, with none (RFC 6023).
     """
 
     def __init__(
