@@ -111,7 +111,7 @@ class IpsecBackend(Protocol):
     #: Of /metrics and logs: "userspace", "xfrm", "recording".
     name: str
 
-    #: The device that packets to be protected must be routed into; None if the kernel's SPD does it.
+    #: The device that packets to be protected are routed into; None if the kernel's SPD does it.
     device: str | None
 
     async def start(self) -> None:

@@ -1,7 +1,7 @@
 """A data plane that carries nothing: it keeps SAs and policies in dicts and logs every call.
 
-For tests and for ``--dry-run``: after any sequence of calls ``sas`` and ``policies`` are what a real
-data plane would hold, and ``log`` is how they came about.
+For tests and for ``--dry-run``: after any sequence of calls ``sas`` and ``policies`` are what a
+real data plane would hold, and ``log`` is how they came about.
 """
 
 from __future__ import annotations
