@@ -2,8 +2,8 @@
 
 It sits in the forward hook of the router between the sites. Between the outer addresses of the
 two gateways it lets pass IKE, ESP, ESP in UDP and the ICMP errors that path MTU discovery needs.
-All the rest is dropped and counted as clear text. Without it a ping "through the tunnel" passes with no
-tunnel at all.
+All the rest is dropped and counted as clear text. Without it a ping "through the tunnel" passes
+with no tunnel at all.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ table inet {table} {{
     ip frag-off & 0x1fff != 0 counter name seen_fragments accept
     frag frag-off != 0 counter name seen_fragments accept
     icmp type {{ destination-unreachable, time-exceeded }} counter name seen_icmp_error accept
-    icmpv6 type 1-3 counter name seen_icmp_error accept
+    icmpv6 type 1-4 counter name seen_icmp_error accept
   }}
   chain forward {{
     type filter hook forward priority filter; policy drop;

@@ -134,16 +134,18 @@ class Sniffer:
     ) -> None:
         self._ending.set()
         self._thread.join()
+        self._count_skipped()
         self._socket.close()
 
     def sighting(self) -> Sighting:
-        """What was seen so far."""
-        # Reading the statistics resets them, hence the sum.
-        _, dropped = struct.unpack(
-            "II", self._socket.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8)
-        )
-        self._skipped += dropped
+        """What was seen so far, or until the end."""
+        if not self._ending.is_set():
+            self._count_skipped()
         return Sighting(dict(self._frames), self._marked, self._skipped, self._first)
+
+    def _count_skipped(self) -> None:
+        statistics = self._socket.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8)
+        self._skipped += struct.unpack("II", statistics)[1]  # reading it resets it
 
     def _read(self) -> None:
         buffer = bytearray(1 << 17)  # receive offload hands over up to 64 KiB at once

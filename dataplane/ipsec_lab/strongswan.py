@@ -1,4 +1,4 @@
-"""Debian's strongSwan in a namespace: charon with its own /run, control socket, log and configuration.
+"""Debian's strongSwan in a namespace: a charon with its own /run, control socket, log and settings.
 
 The kernels that the lab meets have no ESP, so charon carries its packets itself (kernel-libipsec).
 That plugin knows tunnel mode only, puts everything into UDP (it pretends a NAT), has no ESN, and
@@ -31,7 +31,7 @@ _PLUGINS: Final = (
     "random nonce openssl aes aesni sha1 sha2 hmac kdf gcm ccm ctr cmac xcbc chapoly drbg "
     "curve25519 gmp pem pkcs1 pkcs8 pubkey x509 constraints "
     "kernel-libipsec kernel-netlink socket-default vici"
-).split()
+)
 _NEEDED: Final = ("kernel-libipsec", "openssl", "vici", "chapoly")
 PACKAGES: Final = (
     "strongswan-charon strongswan-swanctl libcharon-extra-plugins "

@@ -125,6 +125,12 @@ class Topology:
         """Site ``a`` or ``b``."""
         return {"a": self.a, "b": self.b}[name]
 
+    def wan_neighbour(self, name: str, version: int = 4) -> str:
+        """The wan router's address on the link of site ``a`` or ``b``."""
+        site = self.site(name)
+        index = next(i for i, own in enumerate(site.wan_interfaces) if own.version == version)
+        return str(site.router(index).ip)
+
     def gateway(self, name: str) -> Namespace:
         """The gateway's namespace of site ``a`` or ``b``."""
         return {"a": self.gw_a, "b": self.gw_b}[name]

@@ -1,7 +1,7 @@
 """A client for charon's control socket, as far as the lab needs it.
 
-The protocol is described in strongSwan's documentation of the vici plugin: packets of a 32-bit length,
-a type, for some types a name, and a message of nested sections, key/value pairs and lists.
+The protocol is described in strongSwan's documentation of the vici plugin: packets of a 32-bit
+length, a type, for some types a name, and a message of nested sections, key/value pairs and lists.
 """
 
 from __future__ import annotations
