@@ -1,30 +1,31 @@
-"""Tiers: which tests can run on this machine, and what happens to those that cannot.
+"""Order of the tiers, and what happens where one cannot run.
 
-A test folder belongs to tiers, each tier is a marker with a probe. Where a probe finds something
-missing, the tests are skipped with that one line. ``.ci/run`` sets KUBE_IPSEC_REQUIRE_TIERS=1:
-there a tier that cannot run is a failure, so that nothing goes green by not being run.
+Tests marked ``root`` or ``strongswan`` use network namespaces, real sockets and daemons. They come
+last and stay on one xdist worker, so that they do not share the processors with the rest.
+
+Where such a tier cannot run its tests are skipped, with the reason in one line. With
+``KUBE_IPSEC_REQUIRE_TIERS=1`` (``.ci/run``) a skip in them is a failure, so that nothing goes green
+by not being run.
 """
 
-from __future__ import annotations
-
+import functools
 import os
-from collections.abc import Callable
-from functools import cache
+import subprocess
+from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import Final
 
 import pytest
 
 from ipsec_lab import strongswan, userns
 from ipsec_lab.netns import missing_programs
 
-#: Markers of every test in a folder under tests/.
-FOLDER_MARKERS: Final = {
-    "netns": ("root",),
-    "interop": ("root", "strongswan"),
-}
+REQUIRE = os.environ.get("KUBE_IPSEC_REQUIRE_TIERS") == "1"
+
+#: What every test in a folder under tests/ needs.
+FOLDERS = {"netns": ("root",), "interop": ("root", "strongswan")}
 
 
+@functools.cache
 def _missing_root() -> str | None:
     if not userns.has_network_rights():
         return "needs root: network namespaces, TUN, nftables"
@@ -33,32 +34,47 @@ def _missing_root() -> str | None:
             f"programs missing ({', '.join(lacking)}): apt-get install --no-install-recommends "
             "iproute2 nftables util-linux procps iputils-ping"
         )
-    if not Path("/dev/net/tun").exists():
-        return "/dev/net/tun is missing: modprobe tun"
-    return None
+    probe = ["unshare", "--net", "sh", "-c", "ip tuntap add probe mode tun && nft list tables"]
+    done = subprocess.run(probe, capture_output=True, text=True, check=False)
+    return f"no network namespaces here: {done.stderr.strip()}" if done.returncode else None
 
 
-PROBES: Final[dict[str, Callable[[], str | None]]] = {
-    "root": cache(_missing_root),
-    "strongswan": cache(strongswan.missing),
+#: Tier (marker) and what says why it cannot run here, or None.
+TIERS: dict[str, Callable[[], str | None]] = {
+    "root": _missing_root,
+    "strongswan": functools.cache(strongswan.missing),
 }
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
     for item in items:
-        if item.path.is_relative_to(here):
-            folder = item.path.relative_to(here).parts[0]
-            for marker in FOLDER_MARKERS.get(folder, ()):
-                item.add_marker(marker)
+        for marker in FOLDERS.get(item.path.relative_to(here).parts[0], ()):
+            item.add_marker(marker)
+        if _tiers(item):
+            item.add_marker(pytest.mark.xdist_group("network"))
+    items.sort(key=lambda item: bool(_tiers(item)))
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    for marker, probe in PROBES.items():
-        if item.get_closest_marker(marker) is None:
-            continue
-        if (reason := probe()) is not None:
-            if os.environ.get("KUBE_IPSEC_REQUIRE_TIERS") == "1":
-                pytest.fail(f"tier {marker} must run here, but: {reason}", pytrace=False)
-            pytest.skip(f"tier {marker}: {reason}")
+    for tier in _tiers(item):
+        if reason := TIERS[tier]():
+            pytest.skip(f"tier {tier}: {reason}")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if REQUIRE and report.skipped and not hasattr(report, "wasxfail") and _tiers(item):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+        report.outcome = "failed"
+        report.longrepr = f"this tier has to run here (KUBE_IPSEC_REQUIRE_TIERS=1): {reason}"
+    return report
+
+
+def _tiers(item: pytest.Item) -> list[str]:
+    """In the order of TIERS: the first that is missing is the one that is named."""
+    marks = {mark.name for mark in item.iter_markers()}
+    return [tier for tier in TIERS if tier in marks]
