@@ -148,6 +148,7 @@ def test_nothing_is_left_behind(tmp_path: Path):
     with Topology() as top, (tmp_path / "log").open("wb") as log:
         names = [n.name for n in (top.lan_a, top.gw_a, top.wan, top.gw_b, top.lan_b)]
         process = top.start(top.gw_a, ["sleep", "1000"], log=log)
+        _wait_until_it_runs(process.pid)
         assert process.pid in top.gw_a.pids()
         assert all((NETNS_DIR / name).exists() for name in names)
     assert process.poll() is not None
@@ -165,7 +166,7 @@ def test_a_killed_lab_takes_its_daemons_along_and_is_swept_up():
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as lab:
         daemon, name = lab.stdout.readline().split()
-        assert Path("/proc", daemon.decode()).exists()
+        _wait_until_it_runs(int(daemon))
         lab.kill()
     deadline = time.monotonic() + 10
     while _is_running(int(daemon)) and time.monotonic() < deadline:
@@ -174,6 +175,12 @@ def test_a_killed_lab_takes_its_daemons_along_and_is_swept_up():
     # Another lab of this machine may sweep first; what counts is that it is gone.
     sweep()
     assert not (NETNS_DIR / name.decode()).exists()
+
+
+def _wait_until_it_runs(pid: int) -> None:
+    """Until the wrappers have given way to the program."""
+    while Path("/proc", str(pid), "comm").read_text() != "sleep\n":
+        time.sleep(0.01)
 
 
 def _is_running(pid: int) -> bool:
