@@ -5,8 +5,12 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from ipsec_ike.errors import LocalMisuse
+
+#: How many a TS payload can hold (RFC 7296 3.13).
+MOST_SELECTORS: Final = 255
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,14 +107,15 @@ def narrow(
 ) -> tuple[TrafficSelector, ...]:
     """What of ``offered`` our policy allows, in the order of the offer and without duplicates.
 
-    An empty result means TS_UNACCEPTABLE (RFC 7296 2.9).
+    An empty result means TS_UNACCEPTABLE (RFC 7296 2.9). No more than a TS payload can hold is
+    looked at, so that long lists on both sides cost little.
     """
     allowed = tuple(ours)
     result: dict[TrafficSelector, None] = {}
     for ts in offered:
         for own in allowed:
             common = ts.narrow(own)
-            if common is not None:
+            if common is not None and len(result) < MOST_SELECTORS:
                 result[common] = None
     kept = list(result)
     return tuple(

@@ -16,7 +16,7 @@ from struct import Struct
 from typing import Final
 
 from ipsec_ike.config import Limits
-from ipsec_ike.errors import InvalidSyntax, LocalMisuse
+from ipsec_ike.errors import IntegrityFailure, InvalidSyntax, LocalMisuse
 from ipsec_ike.numbers import PayloadType
 from ipsec_ike.wire.header import Header
 from ipsec_ike.wire.message import (
@@ -125,14 +125,14 @@ class Reassembler:
         envelope = find_envelope(data, header, PayloadType.SKF, limit=limits.payloads)
         start = envelope.offset + _FIELDS
         if len(data) < start:
-            raise InvalidSyntax("fragment shorter than its fields")
+            raise IntegrityFailure("fragment shorter than its fields")
         number, total = _FRAGMENT.unpack_from(data, start - _FRAGMENT.size)
         if not 0 < number <= total:
-            raise InvalidSyntax(f"fragment {number} of {total}")
+            raise IntegrityFailure(f"fragment {number} of {total}")
         if total > limits.fragments:
-            raise InvalidSyntax(f"{total} fragments are more than {limits.fragments}")
+            raise IntegrityFailure(f"{total} fragments are more than {limits.fragments}")
         if (number == 1) != (envelope.first != PayloadType.NONE):
-            raise InvalidSyntax(f"fragment {number} names a next payload of {envelope.first}")
+            raise IntegrityFailure(f"fragment {number} names a next payload of {envelope.first}")
         same = header.message_id == self._message_id
         if same and (total < self._total or (total == self._total and number in self._parts)):
             return None

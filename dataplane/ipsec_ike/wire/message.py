@@ -15,7 +15,12 @@ from collections.abc import Callable, Iterable
 from struct import Struct
 from typing import Final, NamedTuple, Protocol
 
-from ipsec_ike.errors import InvalidSyntax, LocalMisuse, UnsupportedCriticalPayload
+from ipsec_ike.errors import (
+    IntegrityFailure,
+    InvalidSyntax,
+    LocalMisuse,
+    UnsupportedCriticalPayload,
+)
 from ipsec_ike.numbers import PayloadType
 from ipsec_ike.wire.header import (
     FLAG_INITIATOR,
@@ -163,10 +168,12 @@ def seal(
 def open_sk(data: bytes, header: Header, cipher: SkCipher, *, limit: int) -> list[Payload]:
     """The payloads inside the SK payload of a message.
 
-    Raises IntegrityFailure, InvalidSyntax and UnsupportedCriticalPayload; the latter, and
-    InvalidSyntax where it is about payloads, only after the message was authenticated. Payloads
-    before the SK payload are not protected: only unknown, non-critical ones may be there, and they
-    are ignored. Any padding of 0-255 octets is taken.
+    Raises IntegrityFailure for whatever does not verify or has nothing to verify: anyone may have
+    sent it, so it is dropped. InvalidSyntax and UnsupportedCriticalPayload come from authenticated
+    messages alone and may be answered.
+
+    Payloads before the SK payload are not protected: only unknown, non-critical ones may be there,
+    and they are ignored. Any padding of 0-255 octets is taken.
     """
     envelope = find_envelope(data, header, PayloadType.SK, limit=limit)
     plaintext = open_envelope(data, envelope.offset + GENERIC_LENGTH, cipher)
@@ -207,7 +214,9 @@ class Envelope(NamedTuple):
 
 
 def find_envelope(data: bytes, header: Header, wanted: int, *, limit: int) -> Envelope:
-    """The envelope of type ``wanted``, the last payload. Raises InvalidSyntax if there is none."""
+    """The envelope of type ``wanted``, the last payload. Raises IntegrityFailure if it cannot
+    be.
+    """
     kind, offset, end = header.next_payload, HEADER_LENGTH, len(data)
     for _ in range(limit):
         if end - offset < GENERIC_LENGTH:
@@ -215,26 +224,26 @@ def find_envelope(data: bytes, header: Header, wanted: int, *, limit: int) -> En
         following, flags, length = GENERIC.unpack_from(data, offset)
         if kind == wanted:
             if offset + length != end:
-                raise InvalidSyntax("the encrypted payload is not the rest of the message")
+                raise IntegrityFailure("the encrypted payload is not the rest of the message")
             return Envelope(offset, following)
         if kind in DECODERS or kind in _ENVELOPES or flags & _CRITICAL:
-            raise InvalidSyntax(f"payload of type {kind} outside of the encrypted payload")
+            raise IntegrityFailure(f"payload of type {kind} outside of the encrypted payload")
         if length < GENERIC_LENGTH:
             break
         kind = following
         offset += length
-    raise InvalidSyntax("no encrypted payload")
+    raise IntegrityFailure("no encrypted payload")
 
 
 def open_envelope(data: bytes, start: int, cipher: SkCipher) -> memoryview:
     """The content without padding of the envelope whose IV starts at ``start``.
 
-    Raises IntegrityFailure, and InvalidSyntax for lengths that cannot be.
+    Raises IntegrityFailure, and InvalidSyntax for padding that cannot be.
     """
     ciphertext = start + cipher.iv_length
     encrypted = len(data) - ciphertext - cipher.icv_length
     if encrypted < 1 or encrypted % cipher.block_size:
-        raise InvalidSyntax(f"encrypted payload with {encrypted} octets of ciphertext")
+        raise IntegrityFailure(f"encrypted payload with {encrypted} octets of ciphertext")
     plaintext = memoryview(cipher.open(data[:start], data[start:ciphertext], data[ciphertext:]))
     padding = plaintext[-1]
     if padding >= len(plaintext):
