@@ -52,6 +52,7 @@ LAST_PRF = "0000 0008 0200 0005"
         pytest.param(33, "0000 000a 0103 0200 0101", id="ESP with an SPI of 2"),
         pytest.param(33, "0000 000c 0101 0400 00000001", id="IKE with an SPI of 4"),
         pytest.param(33, "0000 0010 0101 0002" + LAST_PRF, id="fewer transforms than announced"),
+        pytest.param(33, "0000 0014 0101 0002" + ENCR, id="one transform where two are announced"),
         pytest.param(33, "0000 0018 0101 0001" + LAST_PRF + LAST_PRF, id="more transforms"),
         pytest.param(33, "0000 0010 0101 0001 0300 0008 0200 0005", id="last transform says more"),
         pytest.param(33, "0000 0018 0101 0002" + LAST_PRF + LAST_PRF, id="first says last"),
