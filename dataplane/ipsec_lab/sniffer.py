@@ -9,6 +9,7 @@ from __future__ import annotations
 import socket
 import struct
 import threading
+import time
 from collections import Counter
 from dataclasses import dataclass
 from types import TracebackType
@@ -33,6 +34,13 @@ _ESP: Final = 50
 _ICMPV6: Final = 58
 _V6_FRAGMENT: Final = 44
 
+_NOTHING: Final = memoryview(b"")
+
+# The IKE header (RFC 7296 3.1): initiator's SPI, exchange type, R flag.
+_IKE_SA_INIT: Final = 34
+_IKE_AUTH: Final = 35
+_RESPONSE: Final = 0x20
+
 
 def classify(frame: bytes | memoryview) -> str:
     """What an Ethernet frame is: ``ike``, ``keepalive``, ``esp``, ``esp-in-udp``, ``fragment``
@@ -40,21 +48,26 @@ def classify(frame: bytes | memoryview) -> str:
 
     Never raises: what is too short to tell is ``other``.
     """
+    return dissect(memoryview(frame))[0]
+
+
+def dissect(frame: memoryview) -> tuple[str, memoryview]:
+    """The class of a frame, and the IKE message in it (empty for every other class)."""
     try:
-        return _classify(memoryview(frame))
+        return _network(frame)
     except (struct.error, IndexError):
-        return "other"
+        return "other", _NOTHING
 
 
-def _classify(frame: memoryview) -> str:
+def _network(frame: memoryview) -> tuple[str, memoryview]:
     (kind,) = struct.unpack_from(">H", frame, 12)
     if kind == _ARP:
-        return "neighbour"
+        return "neighbour", _NOTHING
     if kind == _IPV4:
         header = (frame[14] & 0x0F) * 4
         protocol = frame[23]
         if struct.unpack_from(">H", frame, 20)[0] & 0x1FFF:
-            return "fragment"
+            return "fragment", _NOTHING
         return _transport(protocol, frame[14 + header :])
     if kind == _IPV6:
         protocol, rest = frame[20], frame[54:]
@@ -62,28 +75,30 @@ def _classify(frame: memoryview) -> str:
             protocol, rest = rest[0], rest[(rest[1] + 1) * 8 :]
         if protocol == _V6_FRAGMENT:
             if struct.unpack_from(">H", rest, 2)[0] & 0xFFF8:
-                return "fragment"
+                return "fragment", _NOTHING
             protocol, rest = rest[0], rest[8:]
         return _transport(protocol, rest)
-    return "other"
+    return "other", _NOTHING
 
 
-def _transport(protocol: int, data: memoryview) -> str:
+def _transport(protocol: int, data: memoryview) -> tuple[str, memoryview]:
     if protocol == _ESP:
-        return "esp"
+        return "esp", _NOTHING
     if protocol == _ICMP:
-        return "icmp"
+        return "icmp", _NOTHING
     if protocol == _ICMPV6:
-        return "neighbour" if 130 <= data[0] <= 143 else "icmp"
+        return ("neighbour" if 130 <= data[0] <= 143 else "icmp"), _NOTHING
     if protocol == _UDP:
         source, destination, length = struct.unpack_from(">HHH", data)
         if 500 in (source, destination):
-            return "ike"
+            return "ike", data[8:]
         if 4500 in (source, destination):
             if length == 9:
-                return "keepalive"
-            return "ike" if bytes(data[8:12]) == bytes(4) else "esp-in-udp"
-    return "other"
+                return "keepalive", _NOTHING
+            if bytes(data[8:12]) == bytes(4):
+                return "ike", data[12:]
+            return "esp-in-udp", _NOTHING
+    return "other", _NOTHING
 
 
 @dataclass(frozen=True)
@@ -114,6 +129,8 @@ class Sniffer:
         self._marked = 0
         self._skipped = 0
         self._first = ""
+        self._requested: dict[bytes, float] = {}
+        self._handshakes: list[float] = []
         self._ending = threading.Event()
         self._socket: Final = namespace.socket(
             socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ETH_P_ALL)
@@ -143,6 +160,22 @@ class Sniffer:
             self._count_skipped()
         return Sighting(dict(self._frames), self._marked, self._skipped, self._first)
 
+    @property
+    def handshakes(self) -> tuple[float, ...]:
+        """Milliseconds from each answered IKE_SA_INIT request to the response to IKE_AUTH."""
+        return tuple(self._handshakes)
+
+    def _follow_handshake(self, message: memoryview) -> None:
+        """By the clock of the reading thread, which is microseconds late while it is not busy."""
+        if len(message) < 28:
+            return
+        initiator, exchange, is_response = bytes(message[:8]), message[18], message[19] & _RESPONSE
+        if exchange == _IKE_SA_INIT and not is_response and len(self._requested) < 64:
+            self._requested[initiator] = time.monotonic()
+        elif exchange == _IKE_AUTH and is_response and initiator in self._requested:
+            start = self._requested.pop(initiator)
+            self._handshakes.append((time.monotonic() - start) * 1e3)
+
     def _count_skipped(self) -> None:
         statistics = self._socket.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8)
         self._skipped += struct.unpack("II", statistics)[1]  # reading it resets it
@@ -157,8 +190,9 @@ class Sniffer:
                 continue
             if address[2] == _PACKET_OUTGOING or address[0] == "lo":
                 continue
-            kind = classify(view[:size])
+            kind, message = dissect(view[:size])
             self._frames[kind] += 1
+            self._follow_handshake(message)
             if buffer.find(self._marker, 0, size) >= 0:
                 self._marked += 1
                 self._first = self._first or f"{kind} frame of {size} octets on {address[0]}"
