@@ -29,14 +29,14 @@ help: ## this list
 
 demo: need := venv net $(if $(filter strongswan,$(PEER)),strongswan)
 demo: ## YAML to tunnel to traffic between two gateways; PEER=strongswan for the other site
-	@.ci/packages --need "$(need)" --want "strongswan"
+	@.ci/packages --need "$(need)" --along "bench strongswan"
 	@$(MAKE) --no-print-directory $(VENV)/.project
 	$(BIN)/kube-ipsec demo --peer $(PEER)
 
 # One pytest session, so that there is one summary: the tiers with real sockets and
 # namespaces come last and stay on one worker (tests/conftest.py), the others share all.
 test: ## every tier of tests that can run here
-	@.ci/packages --need venv --want "net strongswan"
+	@.ci/packages --need venv --want "net bench strongswan"
 	@$(MAKE) --no-print-directory $(VENV)/.project
 	$(BIN)/python -m pytest -n auto --dist loadgroup --no-loadscope-reorder $(ARGS)
 
@@ -44,7 +44,7 @@ test-kernel: ## the kernel tier (not built yet)
 	@echo "there is no kernel tier yet: it comes with the XFRM back end" >&2; exit 1
 
 bench: ## the benchmark tables, beside strongSwan; BENCH=name for one
-	@.ci/packages --need "venv net" --want strongswan
+	@.ci/packages --need "venv net bench" --want strongswan
 	@$(MAKE) --no-print-directory $(VENV)/.project
 	$(BIN)/kube-ipsec bench $(if $(BENCH),--only $(BENCH)) $(ARGS)
 

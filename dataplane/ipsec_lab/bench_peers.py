@@ -59,7 +59,7 @@ def peers(
             name="bench",
             local_ts=(TrafficSelector.network(own_net),),
             remote_ts=(TrafficSelector.network(far_net),),
-            proposals=(Proposal(Protocol.ESP, (_GCM, Transform(TransformType.ESN, Esn.NONE))),),
+            proposals=(Proposal(Protocol.ESP, (_GCM, Transform(TransformType.ESN, Esn.NO_ESN))),),
             reqid=number + 1,
             lifetime=Lifetime(),
             start=Start.NEVER,
