@@ -11,7 +11,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Literal
 
-from pydantic import Field, SecretBytes, field_serializer
+from pydantic import Field, SecretBytes, field_serializer, field_validator
 
 from ipsec_api.base import ApiModel
 
@@ -52,6 +52,12 @@ class TunnelIdentity(ApiModel):
     psk: SecretBytes
     psk_previous: SecretBytes | None = None
 
+    @field_validator("psk", "psk_previous", mode="before")
+    @classmethod
+    def _from_hex(cls, value: object) -> object:
+        """Text is the hex of a rendered Secret; bytes are the key itself."""
+        return bytes.fromhex(value) if isinstance(value, str) else value
+
     @field_serializer("psk", "psk_previous", when_used="json")
     def _reveal(self, value: SecretBytes | None) -> str | None:
         """Hex in the rendered Secret; ``repr`` and ``model_dump()`` stay masked."""
@@ -83,7 +89,12 @@ class TunnelProposal(ApiModel):
 
 
 class TunnelPolicy(ApiModel):
-    """One IPsecPolicy, or the one that ``remoteSubnets`` of the peer stands for."""
+    """One IPsecPolicy, or the one that ``remoteSubnets`` of the peer stands for, or a part of it.
+
+    Without ``per_pair``, all ``src`` go with all ``dst`` of the same family and protocol, so that one
+    CHILD_SA with the union of both sides carries these selectors and nothing else. A policy whose
+    selectors are not like that comes as several, told apart by ``index``.
+    """
 
     source: ObjectRef
     index: int = 0
@@ -134,3 +145,12 @@ class TunnelConfig(ApiModel):
     def key(self) -> str:
         """``namespace/name``, unique among peers."""
         return f"{self.source.namespace}/{self.source.name}"
+
+    def to_json(self) -> str:
+        """For the rendered Secret alone: the keys are in it, in clear."""
+        return self.model_dump_json(by_alias=True)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> TunnelConfig:
+        """The inverse of ``to_json``. Raises pydantic.ValidationError, which holds no values."""
+        return cls.model_validate_json(text)

@@ -1,0 +1,367 @@
+"""Resources and Secrets to TunnelConfigs: what the resources mean. Pure, and total.
+
+The fault of one object never stops another one: whatever is wrong becomes a Rejection of the object
+that has it, and the rest is compiled. Where two objects want the same thing, the older one has it
+(``creationTimestamp``, then namespace and name), so that a new object cannot take a running tunnel down.
+
+==============================  ============================================================
+what                            becomes
+==============================  ============================================================
+IPsecPeer                       one TunnelConfig
+its remoteSubnets               one policy of that tunnel, encrypt, priority 0x20000
+IPsecPolicy with peerRef        one policy of that tunnel, or several (``traffic.products``)
+a disabled one                  nothing, and no rejection
+a field that is not built yet   Rejection NotYetSupported (``features``)
+a peer with a fault             Rejection of the peer; its policies get PeerNotAccepted
+a policy with a fault           Rejection of the policy; the tunnel goes on with the others, and
+                                goes away if there were policies and none is left
+==============================  ============================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from ipsec_api import features, suites
+from ipsec_api.credentials import Fault, SecretIndex, entries, resolve
+from ipsec_api.peer import Dpd, IPsecPeerSpec, Profile
+from ipsec_api.policy import IPsecPolicySpec, Proposal
+from ipsec_api.rejection import Advice, Rejection
+from ipsec_api.scalars import is_cidr, is_ip, network, seconds
+from ipsec_api.snapshot import IPsecPeer, IPsecPolicy, ObjectMeta, Snapshot
+from ipsec_api.traffic import Claim, Claims, covers, policy_pairs, products, subnet_pairs
+from ipsec_api.tunnel import (
+    ObjectRef,
+    TunnelConfig,
+    TunnelIdentity,
+    TunnelPolicy,
+    TunnelSelector,
+)
+
+#: The priority of what ``remoteSubnets`` stands for: that of an IPsecPolicy that names none.
+IMPLICIT_PRIORITY: int = IPsecPolicySpec.model_fields["priority"].default
+
+
+@dataclass(frozen=True, slots=True)
+class CompileResult:
+    """``tunnels`` by key; ``rejections`` are not in force; ``advice`` is, with a remark."""
+
+    tunnels: list[TunnelConfig]
+    rejections: list[Rejection]
+    advice: list[Advice] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _Peer:
+    """A peer without a fault of its own."""
+
+    peer: IPsecPeer
+    identities: tuple[TunnelIdentity, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """A policy that wants its selectors. ``field`` is where they are written."""
+
+    metadata: ObjectMeta
+    source: ObjectRef
+    owner: _Peer
+    spec: IPsecPolicySpec | None
+    pairs: tuple[TunnelSelector, ...]
+    field: str
+
+    @property
+    def priority(self) -> int:
+        return IMPLICIT_PRIORITY if self.spec is None else self.spec.priority
+
+
+def compile(  # noqa: A001  # the word of the design, always imported by name
+    snapshot: Snapshot, *, discovered_subnets: Sequence[str] | None = None
+) -> CompileResult:
+    """What the gateways have to do for these resources.
+
+    ``discovered_subnets`` are the local networks (CIDRs) for peers that name none; None where there is
+    no cluster to find them in. Never raises for what is in the snapshot.
+    """
+    result = CompileResult([], [], [])
+    secrets = SecretIndex.of(snapshot.secrets)
+    for config in snapshot.mode_configs:
+        if not features.MODE_CONFIG_BUILT:
+            message = "ModeConfig is not built yet: delete the resource"
+            result.rejections.append(Rejection(config.ref, "", "NotYetSupported", message))
+    peers = _peers(snapshot, secrets, result)
+    candidates = [
+        *_implicit(peers.values(), discovered_subnets, result),
+        *_explicit(snapshot, peers, result),
+    ]
+    policies: dict[tuple[str, str], list[TunnelPolicy]] = {}
+    refused: set[tuple[str, str]] = set()
+    rejected_peers = {(r.namespace, r.name) for r in result.rejections if r.kind == "IPsecPeer"}
+    claims = Claims()
+    for candidate in sorted(candidates, key=lambda c: (_age(c.metadata), c.source.kind)):
+        key = _key(candidate.owner.peer.metadata)
+        if _claim(candidate, claims, result):
+            policies.setdefault(key, []).extend(_policies(candidate))
+        else:
+            refused.add(key)
+    for key, accepted in sorted(peers.items()):
+        if key in policies or (key not in refused and key not in rejected_peers):
+            result.tunnels.append(_tunnel(accepted, policies.get(key, [])))
+    return result
+
+
+def _key(metadata: ObjectMeta) -> tuple[str, str]:
+    return metadata.namespace, metadata.name
+
+
+def _age(metadata: ObjectMeta) -> tuple[str, str, str]:
+    return metadata.creation_timestamp, metadata.namespace, metadata.name
+
+
+def _peers(
+    snapshot: Snapshot, secrets: SecretIndex, result: CompileResult
+) -> dict[tuple[str, str], _Peer]:
+    """The peers that have no fault of their own and are not disabled."""
+    accepted: dict[tuple[str, str], _Peer] = {}
+    endpoints: dict[tuple[str, str | None], ObjectRef] = {}
+    for peer in sorted(snapshot.peers, key=lambda p: _age(p.metadata)):
+        spec = peer.spec
+        if spec.disabled:
+            continue
+        faults = _unbuilt_of_peer(spec)
+        profile = spec.profile or Profile()
+        algorithm_faults, warnings = suites.judge(
+            suites.profile_names(profile), allow_insecure=spec.allow_insecure, where="this peer"
+        )
+        faults += [(f"spec.profile.{f}", reason, text) for f, reason, text in algorithm_faults]
+        identities, credential_faults = resolve(peer.metadata.namespace, spec, secrets)
+        faults += credential_faults
+        endpoint = (_endpoint(spec), spec.local_address)
+        if not faults and endpoint in endpoints:
+            message = (
+                f"{endpoints[endpoint]} has the same address and localAddress: put the identities"
+                " of both into one peer, or set different addresses"
+            )
+            faults.append(("spec.address", "Overlap", message))
+        result.rejections.extend(Rejection(peer.ref, *fault) for fault in faults)
+        if faults:
+            continue
+        endpoints[endpoint] = peer.ref
+        accepted[_key(peer.metadata)] = _Peer(peer, tuple(identities))
+        warnings = [(f"spec.profile.{f}", reason, text) for f, reason, text in warnings]
+        warnings += _ignored_by_ikev2(profile)
+        result.advice.extend(Advice(peer.ref, *warning) for warning in warnings)
+    return accepted
+
+
+def _unbuilt_of_peer(spec: IPsecPeerSpec) -> list[Fault]:
+    faults = _unbuilt("spec", spec, features.PEER)
+    for _, where, entry in entries(spec):
+        faults += _unbuilt(where, entry, features.AUTHENTICATION)
+    return faults
+
+
+def _unbuilt(
+    where: str, part: features.T, table: Iterable[features.Unbuilt[features.T]]
+) -> list[Fault]:
+    return [
+        (f"{where}.{row.field}", "NotYetSupported", f"this is not built yet: {row.remedy}")
+        for row in table
+        if row.asked(part)
+    ]
+
+
+def _ignored_by_ikev2(profile: Profile) -> list[Fault]:
+    defaults = Profile()
+    dpd = profile.dpd or Dpd()
+    ignored = {
+        "lifebytes": profile.lifebytes != defaults.lifebytes,
+        "proposalCheck": profile.proposal_check != defaults.proposal_check,
+        "natTraversal": profile.nat_traversal != defaults.nat_traversal,
+        "dpd.maxFailures": dpd.max_failures != Dpd().max_failures,
+    }
+    return [
+        (f"spec.profile.{name}", "Ignored", "IKEv2 has no use for it: remove it")
+        for name, asked in ignored.items()
+        if asked
+    ]
+
+
+def _endpoint(spec: IPsecPeerSpec) -> str:
+    """Where the peer comes from, in one spelling."""
+    address = spec.address
+    if address is None:
+        return "anywhere"
+    if is_cidr(address) or is_ip(address):
+        return str(network(address))
+    return address.rstrip(".").lower()
+
+
+def _implicit(
+    peers: Iterable[_Peer], discovered: Sequence[str] | None, result: CompileResult
+) -> list[_Candidate]:
+    """What ``remoteSubnets`` of each peer stands for."""
+    candidates = []
+    for owner in peers:
+        spec, ref = owner.peer.spec, owner.peer.ref
+        if spec.remote_subnets is None:
+            continue
+        local = spec.local_subnets or discovered
+        if not local:
+            message = (
+                "absent, and there is no cluster to discover it from: set localSubnets to the networks"
+                " behind this gateway"
+            )
+            result.rejections.append(Rejection(ref, "spec.localSubnets", "Invalid", message))
+            continue
+        families = {":" in s for s in local}
+        lonely = [r for r in spec.remote_subnets if (":" in r) not in families]
+        if lonely:
+            message = f"{', '.join(lonely)} has no local network of its family: set localSubnets"
+            result.rejections.append(Rejection(ref, "spec.localSubnets", "Invalid", message))
+            continue
+        pairs = subnet_pairs(local, spec.remote_subnets)
+        candidates.append(
+            _Candidate(owner.peer.metadata, ref, owner, None, pairs, "spec.remoteSubnets")
+        )
+    return candidates
+
+
+def _explicit(
+    snapshot: Snapshot, peers: dict[tuple[str, str], _Peer], result: CompileResult
+) -> list[_Candidate]:
+    """The policies that have no fault of their own and whose peer is in force."""
+    known = {_key(p.metadata): p for p in snapshot.peers}
+    candidates = []
+    for policy in sorted(snapshot.policies, key=lambda p: _age(p.metadata)):
+        if policy.spec.disabled:
+            continue
+        faults = _unbuilt("spec", policy.spec, features.POLICY)
+        owner = None
+        if policy.spec.peer_ref is not None:
+            key = (policy.metadata.namespace, policy.spec.peer_ref.name)
+            owner = peers.get(key)
+            if key not in known:
+                message = f"no IPsecPeer {'/'.join(key)}: create it, or correct the name"
+                faults.append(("spec.peerRef", "RefNotFound", message))
+            elif owner is None and not known[key].spec.disabled:
+                message = f"IPsecPeer {'/'.join(key)} is not accepted: correct it first"
+                faults.append(("spec.peerRef", "PeerNotAccepted", message))
+        if owner is not None:
+            faults += _algorithms(policy, owner, result)
+        result.rejections.extend(Rejection(policy.ref, *fault) for fault in faults)
+        if owner is not None and not faults:
+            where = "spec.selectors" if policy.spec.selectors else "spec.srcAddress"
+            pairs = policy_pairs(policy.spec)
+            candidates.append(
+                _Candidate(policy.metadata, policy.ref, owner, policy.spec, pairs, where)
+            )
+    return candidates
+
+
+def _algorithms(policy: IPsecPolicy, owner: _Peer, result: CompileResult) -> list[Fault]:
+    peer = owner.peer
+    faults, warnings = suites.judge(
+        suites.proposal_names(policy.spec.proposal or Proposal()),
+        allow_insecure=peer.spec.allow_insecure,
+        where=str(peer.ref),
+    )
+    result.advice.extend(
+        Advice(policy.ref, f"spec.proposal.{f}", reason, text) for f, reason, text in warnings
+    )
+    return [(f"spec.proposal.{f}", reason, text) for f, reason, text in faults]
+
+
+def _claim(candidate: _Candidate, claims: Claims, result: CompileResult) -> bool:
+    """Take the selectors of a policy, or reject it if an older one has them.
+
+    Between overlapping policies the priority decides; where it is the same, nothing does.
+    """
+    shadowed = set()
+    for pair in candidate.pairs:
+        for claim in claims.overlapping(pair):
+            if claim.selector == pair:
+                message = (
+                    f"{pair.src} to {pair.dst} is the traffic of {claim.owner} already: remove it in"
+                    " one of the two"
+                )
+            elif claim.priority == candidate.priority:
+                message = (
+                    f"{pair.src} to {pair.dst} overlaps {claim.selector.src} to"
+                    f" {claim.selector.dst} of {claim.owner} and has the same priority: make them"
+                    " disjoint, or use an IPsecPolicy with another spec.priority (lower ones are"
+                    " looked at first)"
+                )
+            else:
+                if claim.priority < candidate.priority and covers(claim.selector, pair):
+                    shadowed.add((pair, claim))
+                continue
+            result.rejections.append(
+                Rejection(candidate.source, candidate.field, "Overlap", message)
+            )
+            return False
+    for pair, claim in sorted(shadowed, key=str):
+        message = (
+            f"{pair.src} to {pair.dst} never matches, {claim.owner} comes first: remove it, or set a"
+            " lower spec.priority"
+        )
+        result.advice.append(Advice(candidate.source, candidate.field, "Overlap", message))
+    for pair in candidate.pairs:
+        claims.add(Claim(pair, candidate.priority, candidate.source))
+    return True
+
+
+def _policies(candidate: _Candidate) -> list[TunnelPolicy]:
+    spec = candidate.spec
+    profile = candidate.owner.peer.spec.profile or Profile()
+    proposal = (spec.proposal if spec else None) or Proposal()
+    action = spec.action if spec else "encrypt"
+    per_pair = spec is not None and spec.selector_mode == "PerPair"
+    groups = [candidate.pairs] if per_pair or action != "encrypt" else products(candidate.pairs)
+    return [
+        TunnelPolicy(
+            source=candidate.source,
+            index=index,
+            priority=candidate.priority,
+            action=action,
+            per_pair=per_pair,
+            selectors=group,
+            proposals=suites.child_proposals(proposal, profile) if action == "encrypt" else (),
+            lifetime=seconds(proposal.lifetime),
+            lifebytes=proposal.lifebytes,
+            lifepackets=proposal.lifepackets,
+            replay_window=proposal.replay_window,
+        )
+        for index, group in enumerate(groups)
+    ]
+
+
+def _tunnel(accepted: _Peer, policies: Sequence[TunnelPolicy]) -> TunnelConfig:
+    spec = accepted.peer.spec
+    profile = spec.profile or Profile()
+    address = spec.address
+    if address is None:
+        networks: tuple[str, ...] = ("0.0.0.0/0", "::/0")
+    else:
+        networks = (_endpoint(spec),) if is_cidr(address) or is_ip(address) else ()
+    dpd = profile.dpd or Dpd()
+    return TunnelConfig(
+        source=accepted.peer.ref,
+        addresses=() if spec.passive or address is None else (address.partition("/")[0],),
+        remote_networks=networks,
+        port=spec.port,
+        local_address=spec.local_address,
+        passive=spec.passive,
+        send_initial_contact=spec.send_initial_contact,
+        ike_proposals=suites.ike_proposals(profile),
+        ike_lifetime=seconds(profile.lifetime),
+        dpd_interval=seconds(dpd.interval),
+        dpd_max_failures=dpd.max_failures,
+        force_encapsulation=profile.force_encapsulation,
+        childless=profile.childless,
+        identities=accepted.identities,
+        policies=tuple(policies),
+        mtu=spec.mtu,
+        tcp_mss=spec.tcp_mss,
+    )
