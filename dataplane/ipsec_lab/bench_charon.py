@@ -84,12 +84,14 @@ class CharonPair:
                     proposals=(proposal,),
                     childless="allow" if child else "force",
                     unique="never",
+                    rekey_time=8 * 3600,
                     children=(
                         Child(
                             name=_NAME,
                             local_ts=(own.lans[0],),
                             remote_ts=(far.lans[0],),
                             esp_proposals=(esp,),
+                            rekey_time=1800,
                         ),
                     ),
                 )

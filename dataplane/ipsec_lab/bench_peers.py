@@ -8,7 +8,6 @@ from ipsec_ike.config import (
     ChildConfig,
     Childless,
     IdentityConfig,
-    Lifetime,
     Path,
     PeerConfig,
     Start,
@@ -37,7 +36,7 @@ def peers(
 
     ``addresses`` and ``networks`` are those of both sites. The first child is between the networks,
     as the stream needs it; the others are between /32 outside of them, so that no two have the
-    same policy. Nothing starts by itself, rekeys or asks for signs of life.
+    same policy. Nothing starts by itself or asks for signs of life; lifetimes are the defaults.
     """
     other = "b" if side == "a" else "a"
     made = []
@@ -61,7 +60,6 @@ def peers(
             remote_ts=(TrafficSelector.network(far_net),),
             proposals=(Proposal(Protocol.ESP, (_GCM, Transform(TransformType.ESN, Esn.NO_ESN))),),
             reqid=number + 1,
-            lifetime=Lifetime(),
             start=Start.NEVER,
         )
         made.append(
@@ -75,7 +73,6 @@ def peers(
                 paths=(Path(addresses[side], addresses[other]),) if side == "a" else (),
                 remote_networks=(ipaddress.ip_network(addresses[other]),),
                 initiate=side == "a",
-                ike_lifetime=Lifetime(),
                 dpd_interval=0,
                 childless=Childless.NEVER if child else Childless.PREFER,
                 send_initial_contact=False,
