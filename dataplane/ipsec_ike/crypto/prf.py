@@ -128,7 +128,7 @@ def prf_plus(prf: Prf, key: bytes, seed: bytes, length: int) -> bytes:
     Raises LocalMisuse above 255 blocks, where prf+ is not defined.
     """
     blocks = -(-length // prf.output_length)
-    if not 0 <= blocks <= 255:
+    if length < 0 or blocks > 255:
         raise LocalMisuse(f"prf+ cannot give {length} octets")
     mac = prf.keyed(key)
     block = b""

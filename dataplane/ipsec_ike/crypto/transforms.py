@@ -102,6 +102,8 @@ def is_supported(protocol: int, transform: Transform) -> bool:
     It says nothing about what the policy allows, nor about what the kernel can do.
     """
     ike, ah, esp = (protocol == p for p in (Protocol.IKE, Protocol.AH, Protocol.ESP))
+    if not (ike or ah or esp):
+        return False
     match transform.type:
         case TransformType.ENCR:
             known = _encr_is_known(transform)
