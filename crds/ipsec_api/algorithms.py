@@ -2,8 +2,8 @@
 
 Names follow RouterOS, without its dashes after "aes" (``aes256`` is AES-CBC with a 256-bit key,
 ``aes256-gcm`` has the 16-octet ICV). Numbers are IANA's IKEv2 transform IDs; this package does not
-know the engine, so they are plain integers here. ``insecure`` ones need ``allowInsecure: true`` on the
-peer (design decision 7).
+know the engine, so they are plain integers here. ``insecure`` ones need ``allowInsecure: true`` on
+the peer (design decision 7).
 """
 
 from __future__ import annotations

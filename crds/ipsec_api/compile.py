@@ -2,7 +2,8 @@
 
 The fault of one object never stops another one: whatever is wrong becomes a Rejection of the object
 that has it, and the rest is compiled. Where two objects want the same thing, the older one has it
-(``creationTimestamp``, then namespace and name), so that a new object cannot take a running tunnel down.
+(``creationTimestamp``, then namespace and name), so that a new object cannot take a running tunnel
+down.
 
 ==============================  ============================================================
 what                            becomes
@@ -81,8 +82,8 @@ def compile(  # noqa: A001  # the word of the design, always imported by name
 ) -> CompileResult:
     """What the gateways have to do for these resources.
 
-    ``discovered_subnets`` are the local networks (CIDRs) for peers that name none; None where there is
-    no cluster to find them in. Never raises for what is in the snapshot.
+    ``discovered_subnets`` are the local networks (CIDRs) for peers that name none; None where there
+    is no cluster to find them in. Never raises for what is in the snapshot.
     """
     result = CompileResult([], [], [])
     secrets = SecretIndex.of(snapshot.secrets)
@@ -210,8 +211,8 @@ def _implicit(
         local = spec.local_subnets or discovered
         if not local:
             message = (
-                "absent, and there is no cluster to discover it from: set localSubnets to the networks"
-                " behind this gateway"
+                "absent, and there is no cluster to discover it from: set localSubnets to the"
+                " networks behind this gateway"
             )
             result.rejections.append(Rejection(ref, "spec.localSubnets", "Invalid", message))
             continue
@@ -283,8 +284,8 @@ def _claim(candidate: _Candidate, claims: Claims, result: CompileResult) -> bool
         for claim in claims.overlapping(pair):
             if claim.selector == pair:
                 message = (
-                    f"{pair.src} to {pair.dst} is the traffic of {claim.owner} already: remove it in"
-                    " one of the two"
+                    f"{pair.src} to {pair.dst} is the traffic of {claim.owner} already: remove it"
+                    f" in one of the two"
                 )
             elif claim.priority == candidate.priority:
                 message = (
@@ -303,8 +304,8 @@ def _claim(candidate: _Candidate, claims: Claims, result: CompileResult) -> bool
             return False
     for pair, claim in sorted(shadowed, key=str):
         message = (
-            f"{pair.src} to {pair.dst} never matches, {claim.owner} comes first: remove it, or set a"
-            " lower spec.priority"
+            f"{pair.src} to {pair.dst} never matches, {claim.owner} comes first: remove it, or set"
+            f" a lower spec.priority"
         )
         result.advice.append(Advice(candidate.source, candidate.field, "Overlap", message))
     for pair in candidate.pairs:

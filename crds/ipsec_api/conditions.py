@@ -44,8 +44,8 @@ Conditions = Annotated[tuple[Condition, ...], Field(max_length=16), ListOf("map"
 def set_condition(conditions: Sequence[Condition], new: Condition) -> tuple[Condition, ...]:
     """``conditions`` with ``new`` in place of the one of its type, or at the end.
 
-    ``last_transition_time`` of ``new`` is the present time; it is kept back at the old value as long
-    as ``status`` does not change, so that a rewrite of the same state is no difference.
+    ``last_transition_time`` of ``new`` is the present time; it is kept back at the old value as
+    long as ``status`` does not change, so that a rewrite of the same state is no difference.
     """
     result = []
     placed = False

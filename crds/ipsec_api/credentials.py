@@ -60,9 +60,9 @@ class SecretIndex:
 def pre_shared_key(value: bytes, place: str) -> bytes:
     """The octets that a Secret's value stands for.
 
-    One trailing newline is removed (editors and ``kubectl create secret --from-file`` leave it). A value
-    that begins with ``0x`` is hexadecimal, anything else is taken octet by octet (RFC 7296 2.15).
-    Raises CredentialError, whose text names ``place`` and no part of the value.
+    One trailing newline is removed (editors and ``kubectl create secret --from-file`` leave it). A
+    value that begins with ``0x`` is hexadecimal, anything else is taken octet by octet (RFC 7296
+    2.15). Raises CredentialError, whose text names ``place`` and no part of the value.
     """
     text = value.removesuffix(b"\n").removesuffix(b"\r")
     if not text.startswith(b"0x"):

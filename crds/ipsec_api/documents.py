@@ -1,6 +1,7 @@
 """YAML documents to typed objects: the same text that ``kubectl apply`` takes.
 
-Nothing of a value is ever repeated in an error, since any value may be a secret that landed in the wrong
+Nothing of a value is ever repeated in an error, since any value may be a secret that landed in the
+wrong
 place: errors name the file, the document, the object and the field, and say what is expected.
 """
 
@@ -18,6 +19,7 @@ import yaml
 from pydantic import ValidationError
 
 from ipsec_api.explain import explain, field_path
+from ipsec_api.kinds import API_VERSION, GROUP
 from ipsec_api.modeconfig import ModeConfigSpec
 from ipsec_api.peer import IPsecPeerSpec
 from ipsec_api.policy import IPsecPolicySpec
@@ -25,10 +27,6 @@ from ipsec_api.rejection import Rejection
 from ipsec_api.rules import SpecModel
 from ipsec_api.snapshot import IPsecPeer, IPsecPolicy, ModeConfig, ObjectMeta, Secret, Snapshot
 from ipsec_api.tunnel import ObjectRef
-
-GROUP: Final = "kubeipsec.dev"
-VERSION: Final = "v1alpha1"
-API_VERSION: Final = f"{GROUP}/{VERSION}"
 
 Document = IPsecPeer | IPsecPolicy | ModeConfig | Secret
 
@@ -47,7 +45,8 @@ _NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 
 @dataclass(frozen=True, slots=True)
 class DocumentIssue:
-    """Something about one document. ``document`` counts from 1; 0 where the file as a whole is meant."""
+    """Something about one document. ``document`` counts from 1; 0 where the file as a whole is
+    meant."""
 
     file: str
     document: int
@@ -135,13 +134,14 @@ _Loader.yaml_implicit_resolvers = {
 def parse(text: str, *, file: str = "") -> Documents:
     """The objects of a multi-document YAML text. Never raises for what is in the text.
 
-    A document that is not YAML ends the text (what follows cannot be told apart); the ones before it
-    are used, and so are the good ones beside a document with a fault. ``kind: List`` is flattened.
+    A document that is not YAML ends the text (what follows cannot be told apart); the ones before
+    it are used, and so are the good ones beside a document with a fault. ``kind: List`` is
+    flattened.
     """
     objects: list[Document] = []
     errors: list[DocumentError] = []
     warnings: list[DocumentWarning] = []
-    documents = yaml.load_all(text, Loader=_Loader)  # noqa: S506  # a SafeLoader
+    documents = yaml.load_all(text, Loader=_Loader)  # a SafeLoader
     number = 0
     while True:
         number += 1

@@ -1,8 +1,8 @@
 """What the resources can say and this release does not do yet.
 
-A field in these tables makes ``compile`` reject the resource with ``NotYetSupported``; nothing that a
-user asks for is ignored in silence. Who builds the behaviour deletes the line, and the reference page
-(``docs/resources.md``) follows.
+A field in these tables makes ``compile`` reject the resource with ``NotYetSupported``; nothing that
+a user asks for is ignored in silence. Who builds the behaviour deletes the line, and the reference
+page (``docs/resources.md``) follows.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Unbuilt(Generic[T]):
-    """``asked`` tells whether the part of a spec asks for it. ``field`` is relative to that part."""
+    """``asked`` tells whether the part of a spec asks for it. ``field`` is relative to that
+    part."""
 
     field: str
     asked: Callable[[T], bool]

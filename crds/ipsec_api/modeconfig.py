@@ -1,4 +1,5 @@
-"""ModeConfig: addresses, routes and DNS settings that a responder hands out or an initiator takes."""
+"""ModeConfig: addresses, routes and DNS settings that a responder hands out or an initiator
+takes."""
 
 from __future__ import annotations
 
@@ -55,7 +56,8 @@ class AddressPool(SpecModel):
 
     RULES: ClassVar[tuple[Rule, ...]] = (
         Rule(
-            cel="(has(self.cidrs) && size(self.cidrs) > 0) || (has(self.ranges) && size(self.ranges) > 0)",
+            cel="(has(self.cidrs) && size(self.cidrs) > 0) || (has(self.ranges) &&"
+            " size(self.ranges) > 0)",
             message="the pool is empty: set cidrs or ranges",
             check=lambda p: bool(p.cidrs or p.ranges),
             field="cidrs",

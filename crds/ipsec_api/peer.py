@@ -1,4 +1,4 @@
-"""IPsecPeer: one remote IKE endpoint, how the IKE SA is made, and who may answer."""
+"""IPsecPeer: one remote IKE endpoint, how the IKE SA is made, and who may answer (the spec)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from ipsec_api.algorithms import (
     DhGroup,
     EncryptionAlgorithm,
 )
-from ipsec_api.conditions import Conditions
 from ipsec_api.peer_rules import IDENTITY_REF_RULES, MARK_RULES, PEER_RULES
 from ipsec_api.references import Labels, LocalRef, SecretRef, TrustBundleRef
 from ipsec_api.rules import ListOf, Rule, SpecModel
@@ -26,7 +25,6 @@ from ipsec_api.scalars import (
     Port,
     RemoteAddress,
     Text,
-    Timestamp,
     Volume,
     is_ip,
     seconds,
@@ -124,7 +122,8 @@ class PeerIdentity(SpecModel):
     """What one side calls itself (RFC 7296 3.5)."""
 
     type: IdentityType = IdentityType.AUTO
-    """auto: our address; for the peer, whatever it proves with the credentials. ignore accepts any."""
+    """auto: our address; for the peer, whatever it proves with the credentials. ignore accepts
+    any."""
 
     value: Annotated[str, Field(max_length=512)] | None = None
     """The identity; absent for auto and ignore."""
@@ -132,22 +131,23 @@ class PeerIdentity(SpecModel):
     RULES: ClassVar[tuple[Rule, ...]] = (
         Rule(
             cel="(self.type in ['auto', 'ignore']) != (has(self.value) && size(self.value) > 0)",
-            message="value goes with fqdn, email, address, dn and keyID only: set it there, and leave it"
-            " out for auto and ignore",
+            message="value goes with fqdn, email, address, dn and keyID only: set it there, and"
+            " leave it out for auto and ignore",
             check=lambda i: (i.type in (IdentityType.AUTO, IdentityType.IGNORE)) != bool(i.value),
             field="value",
             reason="FieldValueRequired",
         ),
         Rule(
             cel="self.type != 'address' || !has(self.value) || isIP(self.value)",
-            message="an identity of type address is an IP address: write it such as 192.0.2.1, or use"
-            " type fqdn",
+            message="an identity of type address is an IP address: write it such as 192.0.2.1, or"
+            " use type fqdn",
             check=lambda i: i.type is not IdentityType.ADDRESS or not i.value or is_ip(i.value),
             field="value",
         ),
         Rule(
             cel="self.type != 'email' || !has(self.value) || self.value.contains('@')",
-            message="an identity of type email contains @: write user@example.com, or use type fqdn",
+            message="an identity of type email contains @: write user@example.com, or use type"
+            " fqdn",
             check=lambda i: i.type is not IdentityType.EMAIL or not i.value or "@" in i.value,
             field="value",
         ),
@@ -225,7 +225,8 @@ class SubnetMapping(SpecModel):
             cel="[has(self.local) ? self.local : self.remote].all(s,"
             " cidr(s).prefixLength() == cidr(self.mapped).prefixLength()"
             " && cidr(s).ip().family() == cidr(self.mapped).ip().family())",
-            message="the mapped prefix has another size: give it the family and length of the original",
+            message="the mapped prefix has another size: give it the family and length of the"
+            " original",
             check=lambda m: _same_size(m.local or m.remote, m.mapped),
             field="mapped",
         ),
@@ -398,93 +399,3 @@ class IPsecPeerSpec(SpecModel):
     """How long a graceful deletion may take."""
 
     RULES: ClassVar[tuple[Rule, ...]] = PEER_RULES
-
-
-class NatDetected(SpecModel):
-    """Where a NAT was found."""
-
-    local: bool = False
-    """In front of us."""
-
-    remote: bool = False
-    """In front of the peer."""
-
-
-class ChildSaCount(SpecModel):
-    """How many child SAs there are."""
-
-    installed: Annotated[int, Field(ge=0)] = 0
-    """In the data plane now."""
-
-    expected: Annotated[int, Field(ge=0)] = 0
-    """According to the policies."""
-
-
-class LastProbe(SpecModel):
-    """The newest result of the probe, rounded."""
-
-    rtt: Text = ""
-    """Round trip time, such as 12ms."""
-
-    loss: Annotated[int, Field(ge=0, le=100)] = 0
-    """Lost probes in percent."""
-
-    time: Timestamp
-    """When."""
-
-
-class IPsecPeerStatus(SpecModel):
-    """What is known of one remote IKE endpoint."""
-
-    observed_generation: Annotated[int, Field(ge=0)] = 0
-    """The metadata.generation that this status is about."""
-
-    conditions: Conditions = ()
-    """Accepted, ResolvedRefs, Programmed, Established, Healthy, Ready."""
-
-    active_gateway: Text | None = None
-    """The gateway that owns the peer."""
-
-    standby_gateways: Annotated[tuple[Text, ...], Field(max_length=16), ListOf("atomic")] = ()
-    """Gateways that would take over, in order."""
-
-    local_address: Text | None = None
-    """Our address and port of the IKE SA."""
-
-    remote_address: Text | None = None
-    """The peer's address and port of the IKE SA."""
-
-    nat_detected: NatDetected | None = None
-    """Where a NAT was found."""
-
-    ike_version: Text | None = None
-    """IKEv2 or IKEv1."""
-
-    cipher_suite: Text | None = None
-    """Algorithms of the IKE SA."""
-
-    established_at: Timestamp | None = None
-    """When the IKE SA was first established; rekeying does not change it."""
-
-    effective_mtu: Annotated[int, Field(ge=0, le=65535)] | None = Field(
-        default=None, alias="effectiveMTU"
-    )
-    """MTU of the tunnel in octets."""
-
-    nat_backend: Text | None = None
-    """How foreign source NAT is kept away."""
-
-    child_sas: ChildSaCount | None = Field(default=None, alias="childSAs")
-    """How many child SAs there are."""
-
-    discovered_subnets: Annotated[tuple[Cidr, ...], Field(max_length=64), ListOf("atomic")] = ()
-    """Local subnets found in the cluster."""
-
-    certificate_expiry: Timestamp | None = None
-    """When the first certificate in use expires."""
-
-    last_probe: LastProbe | None = None
-    """The newest result of the probe."""
-
-    last_failover: Timestamp | None = None
-    """When the peer last changed its gateway."""

@@ -76,8 +76,8 @@ PEER_RULES: Final = (
     ),
     Rule(
         cel="!self.passive || !has(self.address) || isIP(self.address) || isCIDR(self.address)",
-        message="a passive peer has no use for a DNS name: set its IP address or network, leave address"
-        " out for anywhere, or remove passive",
+        message="a passive peer has no use for a DNS name: set its IP address or network, leave"
+        " address out for anywhere, or remove passive",
         check=lambda s: (
             not s.passive or s.address is None or is_ip(s.address) or is_cidr(s.address)
         ),
@@ -85,23 +85,24 @@ PEER_RULES: Final = (
     ),
     Rule(
         cel="self.passive || !has(self.address) || !isCIDR(self.address)"
-        " || cidr(self.address).prefixLength() == (cidr(self.address).ip().family() == 4 ? 32 : 128)",
+        " || cidr(self.address).prefixLength() == (cidr(self.address).ip().family() == 4 ? 32 :"
+        " 128)",
         message="a network is nowhere to initiate to: set one address, or passive: true",
         check=lambda s: s.passive or s.address is None or _one_address(s.address),
         field="address",
     ),
     Rule(
-        cel="self.exchangeMode != 'aggressive' && self.exchangeMode != 'base' || self.allowInsecure",
-        message="this mode exposes the identity and the hash of the secret: use ike2 or main, or set"
-        " allowInsecure: true",
+        cel="self.exchangeMode != 'aggressive' && self.exchangeMode != 'base' ||"
+        " self.allowInsecure",
+        message="this mode exposes the identity and the hash of the secret: use ike2 or main, or"
+        " set allowInsecure: true",
         check=lambda s: s.exchange_mode not in ("aggressive", "base") or s.allow_insecure,
         field="exchangeMode",
         reason="FieldValueForbidden",
     ),
     Rule(
         cel="self.exchangeMode == 'ike2' || !(has(self.authentication)"
-        " && self.authentication.method in ['eap', 'eapRadius'])"
-        " && !(has(self.identities)"
+        " && self.authentication.method in ['eap', 'eapRadius']) && !(has(self.identities)"
         " && self.identities.exists(i, i.method in ['eap', 'eapRadius']))",
         message="IKEv1 has no EAP: set exchangeMode: ike2, or another method",
         check=lambda s: (
@@ -114,7 +115,8 @@ PEER_RULES: Final = (
         cel="self.allowInsecure || !has(self.profile) || (self.profile.encAlgorithms.all(a, !(a in"
         f" {_BAD})) && !(self.profile.hash in {_BAD}) && !(self.profile.prf in {_BAD})"
         f" && self.profile.dhGroups.all(g, !(g in {_BAD})))",
-        message="an algorithm that is not safe any more: take another one, or set allowInsecure: true",
+        message="an algorithm that is not safe any more: take another one, or set allowInsecure:"
+        " true",
         check=_profile_is_secure,
         field="profile",
         reason="FieldValueForbidden",
@@ -137,8 +139,8 @@ PEER_RULES: Final = (
         " self.localSubnets.exists(l, cidr(l).ip().family() == cidr(r).ip().family()))"
         " && self.localSubnets.all(l, self.remoteSubnets.exists(r,"
         " cidr(l).ip().family() == cidr(r).ip().family())))",
-        message="IPv4 on one side only, or IPv6: give both sides networks of each family, or remove the"
-        " lone one",
+        message="IPv4 on one side only, or IPv6: give both sides networks of each family, or"
+        " remove the lone one",
         check=_families_pair,
         field="localSubnets",
     ),
@@ -157,8 +159,8 @@ IDENTITY_REF_RULES: Final = (
     ),
     Rule(
         cel="has(self.certificateRef) == (self.method in ['certificate', 'eapRadius'])",
-        message="certificateRef goes with methods certificate and eapRadius: set it there, remove it"
-        " elsewhere",
+        message="certificateRef goes with methods certificate and eapRadius: set it there, remove"
+        " it elsewhere",
         check=lambda a: (
             (a.certificate_ref is not None) == (a.method in ("certificate", "eapRadius"))
         ),
@@ -195,13 +197,14 @@ IDENTITY_REF_RULES: Final = (
     ),
 )
 
-# CEL has no bit operations. kube-proxy uses bits 14 and 15, Cilium 8 to 11 and 16 to 31, Calico 16 to 31.
+# CEL has no bit operations. kube-proxy uses bits 14 and 15, Cilium 8 to 11 and 16 to 31, Calico 16
+# to 31.
 MARK_RULES: Final = (
     Rule(
         cel="self.allowMarkConflict || ((!has(self.routingMark) || self.routingMark <= 255)"
         " && (!has(self.connectionMark) || self.connectionMark <= 255))",
-        message="marks above 255 are used by kube-proxy, Calico and Cilium: take one up to 255, or set"
-        " allowMarkConflict: true",
+        message="marks above 255 are used by kube-proxy, Calico and Cilium: take one up to 255, or"
+        " set allowMarkConflict: true",
         check=lambda r: (
             r.allow_mark_conflict
             or ((r.routing_mark or 0) <= 255 and (r.connection_mark or 0) <= 255)

@@ -55,7 +55,8 @@ Protocol = Annotated[
     Field(max_length=8),
     Rule(
         cel=f"self.matches('{_PROTOCOL}')",
-        message="not a protocol: write tcp, udp, icmp, gre or the like, or a number from 0 to 255 in quotes",
+        message="not a protocol: write tcp, udp, icmp, gre or the like, or a number from 0 to 255"
+        " in quotes",
         check=lambda v: re.fullmatch(_PROTOCOL, v) is not None,
     ),
 ]
@@ -104,8 +105,10 @@ class Selector(SpecModel):
             field="dst",
         ),
         Rule(
-            cel=f"(!has(self.srcPort) && !has(self.dstPort)) || self.protocol in {cel_list(_WITH_PORTS)}",
-            message="this protocol has no ports: set protocol to tcp, udp or sctp, or remove the ports",
+            cel=f"(!has(self.srcPort) && !has(self.dstPort)) || self.protocol in"
+            f" {cel_list(_WITH_PORTS)}",
+            message="this protocol has no ports: set protocol to tcp, udp or sctp, or remove the"
+            " ports",
             check=lambda s: (
                 (s.src_port is None and s.dst_port is None) or s.protocol in _WITH_PORTS
             ),
@@ -139,8 +142,8 @@ class Proposal(SpecModel):
     """Ciphers, most preferred first."""
 
     auth_algorithms: Annotated[tuple[HashAlgorithm, ...], Field(max_length=8), ListOf("set")] = ()
-    """Integrity algorithms for the ciphers that bring none, most preferred first; sha256, sha384 and
-    sha512 where empty."""
+    """Integrity algorithms for the ciphers that bring none, most preferred first; sha256, sha384
+    and sha512 where empty."""
 
     pfs_group: PfsGroup = PfsGroup.AUTO
     """Key exchange of each child SA; auto takes the groups of the peer's profile."""
@@ -195,7 +198,7 @@ class IPsecPolicySpec(SpecModel):
     """Tunnel mode; false is transport mode, for the hosts themselves."""
 
     selectors: (
-        Annotated[tuple[Selector, ...], Field(min_length=1, max_length=64), ListOf("atomic")] | None
+        Annotated[tuple[Selector, ...], Field(min_length=1, max_length=64), ListOf("set")] | None
     ) = None
     """The traffic."""
 
@@ -212,8 +215,8 @@ class IPsecPolicySpec(SpecModel):
     """encrypt it, discard it, or let it pass as it is."""
 
     level: Literal["require", "unique", "use"] = "require"
-    """What happens while there is no SA. require: the traffic is dropped; unique: too, and the SA is
-    for this policy only; use: it passes in clear text."""
+    """What happens while there is no SA. require: the traffic is dropped; unique: too, and the SA
+    is for this policy only; use: it passes in clear text."""
 
     ipsec_protocols: Annotated[
         tuple[Literal["esp", "ah"], ...], Field(min_length=1, max_length=2), ListOf("set")
@@ -250,7 +253,8 @@ class IPsecPolicySpec(SpecModel):
         Rule(
             cel="has(self.srcAddress) == has(self.dstAddress)"
             " && has(self.selectors) != has(self.srcAddress)",
-            message="no traffic is named, or twice: set selectors, or both srcAddress and dstAddress",
+            message="no traffic is named, or twice: set selectors, or both srcAddress and"
+            " dstAddress",
             check=lambda s: (
                 (s.src_address is None) == (s.dst_address is None)
                 and (s.selectors is None) != (s.src_address is None)
@@ -261,8 +265,8 @@ class IPsecPolicySpec(SpecModel):
         Rule(
             cel="!has(self.srcAddress) || !has(self.dstAddress)"
             " || cidr(self.srcAddress).ip().family() == cidr(self.dstAddress).ip().family()",
-            message="IPv4 on one side and IPv6 on the other: give srcAddress and dstAddress the same"
-            " family",
+            message="IPv4 on one side and IPv6 on the other: give srcAddress and dstAddress the"
+            " same family",
             check=lambda s: (
                 s.src_address is None
                 or s.dst_address is None
@@ -271,18 +275,12 @@ class IPsecPolicySpec(SpecModel):
             field="dstAddress",
         ),
         Rule(
-            cel="!has(self.selectors) || self.selectors.all(a, self.selectors.exists_one(b, a == b))",
-            message="two selectors are the same: remove one of them",
-            check=lambda s: s.selectors is None or len(set(s.selectors)) == len(s.selectors),
-            field="selectors",
-            reason="FieldValueDuplicate",
-        ),
-        Rule(
             cel="self.tunnel || self.template || ((!has(self.selectors) || self.selectors.all(s,"
             f" (!has(s.src) || {_host('s.src')}) && {_host('s.dst')}))"
             f" && (!has(self.srcAddress) || {_host('self.srcAddress')})"
             f" && (!has(self.dstAddress) || {_host('self.dstAddress')}))",
-            message="transport mode is for the hosts themselves: write /32 or /128, or set tunnel: true",
+            message="transport mode is for the hosts themselves: write /32 or /128, or set tunnel:"
+            " true",
             check=lambda s: s.tunnel or s.template or all(_is_host(n) for n in _networks(s)),
             field="tunnel",
         ),
@@ -316,8 +314,8 @@ class IPsecPolicySpec(SpecModel):
         ),
         Rule(
             cel="self.template == oldSelf.template",
-            message="a policy cannot become a template, nor the other way round: delete the resource"
-            " and create it anew",
+            message="a policy cannot become a template, nor the other way round: delete the"
+            " resource and create it anew",
             check=None,
             field="template",
             reason="FieldValueForbidden",

@@ -24,8 +24,9 @@ class SecretRef(SpecModel):
     """Name of the Secret."""
 
     key: DataKey = "psk"
-    """Key in the Secret. A value that begins with 0x is hexadecimal; one trailing newline is removed.
-    The value of KEY-previous, where there is one, is accepted too while the secret is rotated."""
+    """Key in the Secret. A value that begins with 0x is hexadecimal; one trailing newline is
+    removed. The value of KEY-previous, where there is one, is accepted too while the secret is
+    rotated."""
 
 
 class TrustBundleRef(SpecModel):
@@ -41,15 +42,14 @@ class TrustBundleRef(SpecModel):
     """Key in the object."""
 
 
-LabelKey = Annotated[str, Field(min_length=1, max_length=317)]
 LabelValue = Annotated[str, Field(max_length=63)]
-Labels = Annotated[dict[LabelKey, LabelValue], Field(max_length=64)]
+Labels = Annotated[dict[str, LabelValue], Field(max_length=64)]
 
 
 class LabelExpression(SpecModel):
     """One requirement of a label selector."""
 
-    key: LabelKey
+    key: Annotated[str, Field(min_length=1, max_length=317)]
     """Label key."""
 
     operator: Literal["In", "NotIn", "Exists", "DoesNotExist"]

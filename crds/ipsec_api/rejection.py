@@ -27,7 +27,8 @@ _REFERENCES: Final[frozenset[Reason]] = frozenset({"SecretNotFound", "KeyMissing
 class Finding:
     """One fault of one resource. ``message`` holds the cause and the remedy, never a secret.
 
-    ``field`` is a path such as ``spec.profile.encAlgorithms``; empty where the whole object is meant.
+    ``field`` is a path such as ``spec.profile.encAlgorithms``; empty where the whole object is
+    meant.
     """
 
     source: ObjectRef

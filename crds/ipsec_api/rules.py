@@ -1,8 +1,8 @@
 """One rule, said twice: as CEL for the API server, as Python for everybody else.
 
-A folder of manifests has no API server in front of it, so every CEL rule needs a twin that says the same.
-Both stand side by side in one ``Rule``; ``structural`` writes the first into the CRD, pydantic runs
-the second, and a test drives both kinds of input through each rule.
+A folder of manifests has no API server in front of it, so every CEL rule needs a twin that says the
+same. Both stand side by side in one ``Rule``; ``structural`` writes the first into the CRD,
+pydantic runs the second, and a test drives both kinds of input through each rule.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ class Rule:
 
     As ``Annotated`` metadata it judges that value; in ``SpecModel.RULES`` it judges the object.
     ``check`` is None only for transition rules (``oldSelf``), which need the stored object.
-    ``message`` ends with the fix. ``field`` is the path, relative to the object, that the fault belongs to.
+    ``message`` ends with the fix. ``field`` is the path, relative to the object, that the fault
+    belongs to.
     """
 
     cel: str
@@ -110,7 +111,7 @@ class ListOf:
 
 
 class SpecModel(ApiModel):
-    """A part of a resource. The text under a field becomes its description in ``kubectl explain``."""
+    """A part of a resource. The text under a field is what ``kubectl explain`` says."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
@@ -121,7 +122,7 @@ class SpecModel(ApiModel):
     def _rules(self) -> Self:
         broken = [r for r in self.RULES if r.check is not None and not r.check(self)]
         if broken:
-            # pydantic keeps the entries of a nested ValidationError and puts our own path before them.
+            # pydantic keeps the entries of a nested ValidationError and puts our path before them.
             raise ValidationError.from_exception_data(
                 type(self).__name__,
                 [

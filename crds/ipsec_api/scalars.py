@@ -84,7 +84,8 @@ def _duration(low: str, high: str) -> Rule:
             r"self.matches('^([0-9]{1,5}h)?([0-9]{1,5}m)?([0-9]{1,6}s)?$') && size(self) > 0"
             f" && duration(self) >= duration('{low}') && duration(self) <= duration('{high}')"
         ),
-        message=f"not a duration from {low} to {high}: write hours, minutes, seconds such as 8h, 1h30m, 45s",
+        message=f"not a duration from {low} to {high}: write hours, minutes, seconds such as 8h,"
+        f" 1h30m, 45s",
         check=check,
     )
 
@@ -106,7 +107,8 @@ Cidr = Annotated[
     Field(max_length=43),
     Rule(
         cel="isCIDR(self) && cidr(self) == cidr(self).masked()",
-        message="not a network: write address/length without host bits, such as 10.1.0.0/24 or fd00:1::/64",
+        message="not a network: write address/length without host bits, such as 10.1.0.0/24 or"
+        " fd00:1::/64",
         check=is_network,
     ),
     AfterValidator(_canonical),
@@ -117,7 +119,8 @@ IpAddress = Annotated[
     Field(max_length=39),
     Rule(
         cel="isIP(self)",
-        message="not an IP address: write it such as 192.0.2.1 or 2001:db8::1, without a prefix length",
+        message="not an IP address: write it such as 192.0.2.1 or 2001:db8::1, without a prefix"
+        " length",
         check=is_ip,
     ),
     AfterValidator(_canonical_ip),
@@ -132,7 +135,8 @@ RemoteAddress = Annotated[
             "isIP(self) || (isCIDR(self) && cidr(self) == cidr(self).masked())"
             f" || self.matches('{FQDN_PATTERN}')"
         ),
-        message="not an IP address, network or DNS name: write 192.0.2.1, 192.0.2.0/24 or vpn.example.com",
+        message="not an IP address, network or DNS name: write 192.0.2.1, 192.0.2.0/24 or"
+        " vpn.example.com",
         check=lambda v: is_ip(v) or is_network(v) or is_fqdn(v),
     ),
 ]

@@ -1,4 +1,4 @@
-"""Selectors: pairs out of the specs, grouped so that one CHILD_SA can carry them, and their overlaps."""
+"""Selectors: out of the specs, grouped so that one CHILD_SA can carry them, and their overlaps."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ def _ports(first: int | None, last: int | None) -> tuple[int, int]:
 def products(pairs: Sequence[TunnelSelector]) -> list[tuple[TunnelSelector, ...]]:
     """Groups in which every source goes with every destination of its family and protocol.
 
-    A CHILD_SA has two lists of selectors and carries whatever matches one of each (RFC 7296 2.9): A to
-    X and B to Y in one SA would let A reach Y. Classes that no packet can cross (family, protocol) do
-    share an SA, but "any protocol" never does with a named one.
+    A CHILD_SA has two lists of selectors and carries whatever matches one of each (RFC 7296 2.9): A
+    to X and B to Y in one SA would let A reach Y. Classes that no packet can cross (family,
+    protocol) do share an SA, but "any protocol" never does with a named one.
     """
     classes: dict[tuple[bool, int], list[TunnelSelector]] = {}
     for pair in dict.fromkeys(pairs):

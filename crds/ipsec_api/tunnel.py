@@ -91,9 +91,9 @@ class TunnelProposal(ApiModel):
 class TunnelPolicy(ApiModel):
     """One IPsecPolicy, or the one that ``remoteSubnets`` of the peer stands for, or a part of it.
 
-    Without ``per_pair``, all ``src`` go with all ``dst`` of the same family and protocol, so that one
-    CHILD_SA with the union of both sides carries these selectors and nothing else. A policy whose
-    selectors are not like that comes as several, told apart by ``index``.
+    Without ``per_pair``, all ``src`` go with all ``dst`` of the same family and protocol, so that
+    one CHILD_SA with the union of both sides carries these selectors and nothing else. A policy
+    whose selectors are not like that comes as several, told apart by ``index``.
     """
 
     source: ObjectRef

@@ -1,0 +1,101 @@
+"""IPsecPeer: what is known of one remote IKE endpoint (the status)."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from ipsec_api.conditions import Conditions
+from ipsec_api.rules import ListOf, SpecModel
+from ipsec_api.scalars import Cidr, Text, Timestamp
+
+
+class NatDetected(SpecModel):
+    """Where a NAT was found."""
+
+    local: bool = False
+    """In front of us."""
+
+    remote: bool = False
+    """In front of the peer."""
+
+
+class ChildSaCount(SpecModel):
+    """How many child SAs there are."""
+
+    installed: Annotated[int, Field(ge=0)] = 0
+    """In the data plane now."""
+
+    expected: Annotated[int, Field(ge=0)] = 0
+    """According to the policies."""
+
+
+class LastProbe(SpecModel):
+    """The newest result of the probe, rounded."""
+
+    rtt: Text = ""
+    """Round trip time, such as 12ms."""
+
+    loss: Annotated[int, Field(ge=0, le=100)] = 0
+    """Lost probes in percent."""
+
+    time: Timestamp
+    """When."""
+
+
+class IPsecPeerStatus(SpecModel):
+    """What is known of one remote IKE endpoint."""
+
+    observed_generation: Annotated[int, Field(ge=0)] = 0
+    """The metadata.generation that this status is about."""
+
+    conditions: Conditions = ()
+    """Accepted, ResolvedRefs, Programmed, Established, Healthy, Ready."""
+
+    active_gateway: Text | None = None
+    """The gateway that owns the peer."""
+
+    standby_gateways: Annotated[tuple[Text, ...], Field(max_length=16), ListOf("atomic")] = ()
+    """Gateways that would take over, in order."""
+
+    local_address: Text | None = None
+    """Our address and port of the IKE SA."""
+
+    remote_address: Text | None = None
+    """The peer's address and port of the IKE SA."""
+
+    nat_detected: NatDetected | None = None
+    """Where a NAT was found."""
+
+    ike_version: Text | None = None
+    """IKEv2 or IKEv1."""
+
+    cipher_suite: Text | None = None
+    """Algorithms of the IKE SA."""
+
+    established_at: Timestamp | None = None
+    """When the IKE SA was first established; rekeying does not change it."""
+
+    effective_mtu: Annotated[int, Field(ge=0, le=65535)] | None = Field(
+        default=None, alias="effectiveMTU"
+    )
+    """MTU of the tunnel in octets."""
+
+    nat_backend: Text | None = None
+    """How foreign source NAT is kept away."""
+
+    child_sas: ChildSaCount | None = Field(default=None, alias="childSAs")
+    """How many child SAs there are."""
+
+    discovered_subnets: Annotated[tuple[Cidr, ...], Field(max_length=64), ListOf("atomic")] = ()
+    """Local subnets found in the cluster."""
+
+    certificate_expiry: Timestamp | None = None
+    """When the first certificate in use expires."""
+
+    last_probe: LastProbe | None = None
+    """The newest result of the probe."""
+
+    last_failover: Timestamp | None = None
+    """When the peer last changed its gateway."""
