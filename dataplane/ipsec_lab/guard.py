@@ -79,6 +79,11 @@ class Guard:
             }
         )
 
+    def allow(self, address: str) -> None:
+        """Take one more address of a site for an outer one."""
+        outer = "outer6" if ":" in address else "outer4"
+        self._wan.nft(f"add element inet {_TABLE} {outer} {{ {address} }}\n")
+
     def cut(self) -> None:
         """Silently drop everything from now on: the cable is out, and nobody is told."""
         self._weather("counter name seen_weather drop")
