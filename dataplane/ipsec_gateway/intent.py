@@ -1,0 +1,333 @@
+"""What the accepted tunnels come to on this node. Pure: tunnels and facts in, intent out.
+
+An intent is complete: the engine's peers, the policies of the data plane in order, and what routes
+and clamps they need. The shell makes it so; nothing else is decided on the way.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from ipsec_api.tunnel import (
+    IdentityType,
+    ObjectRef,
+    TunnelConfig,
+    TunnelIdentity,
+    TunnelPolicy,
+    TunnelSelector,
+)
+from ipsec_gateway.algorithms import UnknownAlgorithm, ah_proposals, esp_proposals, ike_proposals
+from ipsec_gateway.classify import Network
+from ipsec_gateway.identities import BadIdentity, identity
+from ipsec_gateway.ipsec.base import Level, PolicyAction, PolicyDirection, PolicyId, PolicySpec
+from ipsec_gateway.marks import allocate_reqids
+from ipsec_ike.config import (
+    ChildConfig,
+    Childless,
+    IdentityConfig,
+    Lifetime,
+    Mode,
+    Path,
+    PeerConfig,
+    Start,
+)
+from ipsec_ike.secret import Secret
+from ipsec_ike.selectors import TrafficSelector
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+_ANY: Final = (ipaddress.ip_network("0.0.0.0/0"), ipaddress.ip_network("::/0"))
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What the shell found out about this node.
+
+    ``resolved`` has the addresses of each DNS name and of each address itself; ``sources`` the
+    address that the routing table would send from, by destination.
+    """
+
+    addresses: tuple[Address, ...] = ()
+    resolved: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    sources: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Part of an object that cannot be honoured here and now. ``reason`` is CamelCase."""
+
+    ref: ObjectRef
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """The desired state of this gateway."""
+
+    peers: tuple[PeerConfig, ...] = ()
+    #: In order of priority, all three directions of each.
+    policies: tuple[PolicySpec, ...] = ()
+    #: (local, remote) of all pairs to be protected.
+    pairs: tuple[tuple[Network, Network], ...] = ()
+    #: Route MTU in octets by remote subnet, where a peer sets one.
+    mtus: Mapping[Network, int] = field(default_factory=dict)
+    #: Remote subnets by the TCP MSS that a peer sets.
+    clamps: Mapping[int, tuple[Network, ...]] = field(default_factory=dict)
+    problems: tuple[Problem, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """One CHILD_SA, or one entry that needs none, before policies get their order."""
+
+    tunnel: TunnelConfig
+    policy: TunnelPolicy
+    selectors: tuple[TunnelSelector, ...]
+    name: str
+
+    @property
+    def key(self) -> str:
+        return f"{self.tunnel.key}/{self.name}"
+
+
+def intent(tunnels: Iterable[TunnelConfig], facts: Facts) -> Intent:
+    """The intent. A tunnel that cannot work at all is left out and is a problem; others stay."""
+    problems: list[Problem] = []
+    ordered = sorted(tunnels, key=lambda t: t.key)
+    entries = [
+        entry
+        for tunnel in ordered
+        for policy in tunnel.policies
+        for entry in _entries(tunnel, policy)
+    ]
+    entries.sort(key=_order)
+    reqids = allocate_reqids(e.key for e in entries if e.policy.action == "encrypt")
+    policies, owners = _policies(entries, reqids, problems)
+    children: dict[str, list[ChildConfig]] = {}
+    for entry in entries:
+        if entry.policy.action == "encrypt":
+            try:
+                child = _child(entry, reqids[entry.key])
+            except UnknownAlgorithm as exc:
+                problems.append(Problem(entry.policy.source, "Invalid", str(exc)))
+                continue
+            children.setdefault(entry.tunnel.key, []).append(child)
+    peers: list[PeerConfig] = []
+    for tunnel in ordered:
+        try:
+            peers.append(_peer(tunnel, tuple(children.get(tunnel.key, ())), facts, problems))
+        except (UnknownAlgorithm, BadIdentity) as exc:
+            problems.append(Problem(tunnel.source, "Invalid", str(exc)))
+    mtus, clamps = _sizes(owners)
+    return Intent(
+        peers=tuple(peers),
+        policies=tuple(policies),
+        pairs=tuple(
+            (local, remote)
+            for spec in policies
+            if spec.id.direction is PolicyDirection.OUT and spec.action is PolicyAction.ENCRYPT
+            for local in spec.id.source.networks
+            for remote in spec.id.destination.networks
+        ),
+        mtus=mtus,
+        clamps=clamps,
+        problems=tuple(problems),
+    )
+
+
+def _order(entry: _Entry) -> tuple[int, str, str, int, str]:
+    ref = entry.policy.source
+    return entry.policy.priority, ref.namespace, ref.name, entry.policy.index, entry.name
+
+
+def _entries(tunnel: TunnelConfig, policy: TunnelPolicy) -> list[_Entry]:
+    name = f"{policy.source.name}-{policy.index}" if policy.index else policy.source.name
+    if policy.per_pair or policy.level == "unique":
+        return [
+            _Entry(tunnel, policy, (selector,), f"{name}.{number:03}")
+            for number, selector in enumerate(policy.selectors)
+        ]
+    return [_Entry(tunnel, policy, policy.selectors, name)]
+
+
+def _policies(
+    entries: Iterable[_Entry], reqids: Mapping[str, int], problems: list[Problem]
+) -> tuple[list[PolicySpec], dict[PolicyId, TunnelConfig]]:
+    """SPD entries in order, and whose each outbound one is. The first of two equal pairs stays."""
+    specs: dict[PolicyId, PolicySpec] = {}
+    owners: dict[PolicyId, TunnelConfig] = {}
+    for priority, entry in enumerate(entries, start=1):
+        policy = entry.policy
+        action = PolicyAction(policy.action)
+        blank = PolicySpec(
+            id=PolicyId(PolicyDirection.OUT, _NOTHING, _NOTHING),
+            action=action,
+            priority=priority,
+            level=Level(policy.level),
+            reqid=reqids[entry.key] if action is PolicyAction.ENCRYPT else 0,
+            mode=Mode.TUNNEL if policy.tunnel else Mode.TRANSPORT,
+            name=f"{policy.source.namespace}/{policy.source.name}",
+        )
+        for selector in entry.selectors:
+            local, remote = _local(selector), _remote(selector)
+            out = PolicyId(PolicyDirection.OUT, local, remote)
+            if out in specs:
+                problems.append(
+                    Problem(
+                        policy.source,
+                        "Overlap",
+                        f"{selector.src} to {selector.dst} is also in {specs[out].name}, which "
+                        "comes first and wins; take it out of one of them, or set priority",
+                    )
+                )
+                continue
+            specs[out] = replace(blank, id=out)
+            owners[out] = entry.tunnel
+            for direction in (PolicyDirection.IN, PolicyDirection.FORWARD):
+                inward = PolicyId(direction, remote, local)
+                specs[inward] = replace(blank, id=inward)
+    return list(specs.values()), owners
+
+
+_NOTHING: Final = TrafficSelector.network("0.0.0.0/32")
+
+
+def _local(selector: TunnelSelector) -> TrafficSelector:
+    return TrafficSelector.network(
+        selector.src,
+        protocol=selector.protocol,
+        start_port=selector.src_port[0],
+        end_port=selector.src_port[1],
+    )
+
+
+def _remote(selector: TunnelSelector) -> TrafficSelector:
+    return TrafficSelector.network(
+        selector.dst,
+        protocol=selector.protocol,
+        start_port=selector.dst_port[0],
+        end_port=selector.dst_port[1],
+    )
+
+
+def _child(entry: _Entry, reqid: int) -> ChildConfig:
+    policy = entry.policy
+    proposals = ah_proposals if policy.protocol == "ah" else esp_proposals
+    return ChildConfig(
+        name=entry.name,
+        local_ts=tuple(dict.fromkeys(_local(s) for s in entry.selectors)),
+        remote_ts=tuple(dict.fromkeys(_remote(s) for s in entry.selectors)),
+        proposals=proposals(policy.proposals),
+        reqid=reqid,
+        mode=Mode.TUNNEL if policy.tunnel else Mode.TRANSPORT,
+        lifetime=Lifetime(
+            seconds=policy.lifetime, bytes=policy.lifebytes, packets=policy.lifepackets
+        ),
+        start=Start.NEVER if entry.tunnel.passive else Start.NOW,
+        replay_window=policy.replay_window,
+    )
+
+
+def _peer(
+    tunnel: TunnelConfig,
+    children: tuple[ChildConfig, ...],
+    facts: Facts,
+    problems: list[Problem],
+) -> PeerConfig:
+    return PeerConfig(
+        name=tunnel.key,
+        identities=tuple(_credentials(each) for each in tunnel.identities),
+        children=children,
+        ike_proposals=ike_proposals(tunnel.ike_proposals),
+        paths=_paths(tunnel, facts, problems),
+        remote_networks=_remote_networks(tunnel, facts),
+        remote_port=tunnel.port,
+        local_address=tunnel.local_address,
+        initiate=not tunnel.passive,
+        ike_lifetime=Lifetime(seconds=tunnel.ike_lifetime),
+        dpd_interval=float(tunnel.dpd_interval),
+        force_encapsulation=tunnel.force_encapsulation,
+        fragmentation=tunnel.fragmentation,
+        childless=Childless.PREFER if tunnel.childless else Childless.NEVER,
+        send_initial_contact=tunnel.send_initial_contact,
+    )
+
+
+def _credentials(each: TunnelIdentity) -> IdentityConfig:
+    """``auto`` is our address on our side; of the peer, whoever proves the secret (PSK)."""
+    previous = each.psk_previous
+    return IdentityConfig(
+        name=each.name,
+        local_id=identity(IdentityType(each.local_type), each.local_value),
+        remote_id=identity(IdentityType(each.remote_type), each.remote_value),
+        psk=Secret(each.psk.get_secret_value()),
+        psk_previous=None if previous is None else Secret(previous.get_secret_value()),
+    )
+
+
+def _paths(tunnel: TunnelConfig, facts: Facts, problems: list[Problem]) -> tuple[Path, ...]:
+    paths: list[Path] = []
+    for name in tunnel.addresses:
+        remotes = facts.resolved.get(name, ())
+        if not remotes:
+            problems.append(
+                Problem(
+                    tunnel.source,
+                    "AddressUnresolved",
+                    f"address {name} cannot be resolved now; check the name and the DNS servers of "
+                    "this node. It is tried again",
+                )
+            )
+        for remote in remotes:
+            local = tunnel.local_address or facts.sources.get(remote)
+            if local is None:
+                problems.append(
+                    Problem(
+                        tunnel.source,
+                        "NoRoute",
+                        f"this node has no route to {remote}; check its routing table. "
+                        "It is tried again",
+                    )
+                )
+            elif ipaddress.ip_address(local).version == ipaddress.ip_address(remote).version:
+                paths.append(Path(local, remote))
+    return tuple(dict.fromkeys(paths))
+
+
+def _remote_networks(tunnel: TunnelConfig, facts: Facts) -> tuple[Network, ...]:
+    """Where the peer may come from: as configured, else its addresses, else anywhere."""
+    networks: dict[Network, None] = {}
+    for name in tunnel.remote_networks or tunnel.addresses:
+        try:
+            networks[ipaddress.ip_network(name)] = None
+        except ValueError:
+            networks.update((ipaddress.ip_network(a), None) for a in facts.resolved.get(name, ()))
+    if not networks and not tunnel.remote_networks and not tunnel.addresses:
+        return _ANY
+    return tuple(networks)
+
+
+def _sizes(
+    owners: Mapping[PolicyId, TunnelConfig],
+) -> tuple[dict[Network, int], dict[int, tuple[Network, ...]]]:
+    """Route MTUs and MSS clamps. Where peers share a remote subnet the smaller MTU counts."""
+    mtus: dict[Network, int] = {}
+    clamps: dict[int, list[Network]] = {}
+    for policy, tunnel in owners.items():
+        for remote in policy.destination.networks:
+            if tunnel.mtu is not None:
+                mtus[remote] = min(tunnel.mtu, mtus.get(remote, tunnel.mtu))
+            if tunnel.tcp_mss is not None:
+                clamps.setdefault(tunnel.tcp_mss, []).append(remote)
+    return mtus, {mss: _collapsed(networks) for mss, networks in clamps.items()}
+
+
+def _collapsed(networks: Iterable[Network]) -> tuple[Network, ...]:
+    """Without overlaps: a set of prefixes refuses them."""
+    four = [n for n in networks if isinstance(n, ipaddress.IPv4Network)]
+    six = [n for n in networks if isinstance(n, ipaddress.IPv6Network)]
+    return (*ipaddress.collapse_addresses(four), *ipaddress.collapse_addresses(six))

@@ -1,0 +1,173 @@
+"""The nftables table of the gateway: what it should be, and the script that makes it so.
+
+The rules are rendered from one template; addresses live in sets. Scripts are for ``nft -f -``,
+which applies one in a single transaction: there is no moment without the guard.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Final, NamedTuple
+
+import jinja2
+
+from ipsec_gateway.classify import Element, Network, Step, Variant
+from ipsec_gateway.marks import BYPASS, GUARD, MARK_MASK, NFT_TABLE, STEER
+
+TABLE: Final = f"inet {NFT_TABLE}"
+
+#: Named counters of the table, in the order (unencrypted, discarded) by direction.
+COUNTERS: Final = ("unencrypted_out", "unencrypted_in", "discarded_out", "discarded_in")
+
+_FIELDS: Final = {
+    Variant.ANY: "",
+    Variant.PROTOCOL: " . inet_proto",
+    Variant.PORTS: " . inet_proto . inet_service . inet_service",
+}
+
+
+class NftSet(NamedTuple):
+    """A named set: its nft type and its elements as nft writes them."""
+
+    type: str
+    elements: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Ruleset:
+    """The whole table. ``body`` is everything but the sets."""
+
+    body: str
+    sets: Mapping[str, NftSet]
+
+
+class _Rule(NamedTuple):
+    """One look-up of the chains ``policy_out`` and ``policy_in``."""
+
+    version: int
+    variant: Variant
+    set: str
+    bits: str
+
+    def match(self, reverse: bool) -> str:
+        """The expression; ``reverse`` looks at a packet from the other direction."""
+        ip = "ip" if self.version == 4 else "ip6"
+        a, b = ("daddr", "saddr") if reverse else ("saddr", "daddr")
+        key = f"{ip} {a} . {ip} {b}"
+        if self.variant is not Variant.ANY:
+            key += " . meta l4proto"
+        if self.variant is Variant.PORTS:
+            key += " . th dport . th sport" if reverse else " . th sport . th dport"
+        return f"{key} @{self.set}"
+
+
+def ruleset(
+    steps: Iterable[Step],
+    *,
+    device: str,
+    mtu: int | None = None,
+    clamps: Mapping[int, Iterable[Network]] | None = None,
+) -> Ruleset:
+    """The table for these steps.
+
+    ``mtu`` is the device's, in octets; ``clamps`` are remote networks by the TCP MSS they get.
+    """
+    sets: dict[str, NftSet] = {}
+    rules: list[_Rule] = []
+    for number, step in enumerate(steps):
+        for (version, variant), elements in sorted(
+            step.sets.items(), key=lambda item: (item[0][0], item[0][1].value)
+        ):
+            name = f"step{number}_{variant.value}{version}"
+            address = f"ipv{version}_addr"
+            sets[name] = NftSet(
+                f"{address} . {address}{_FIELDS[variant]}",
+                frozenset(_element(e) for e in elements),
+            )
+            rules.append(_Rule(version, variant, name, hex(step.verdict.value)))
+    mss: list[tuple[int, str]] = []
+    for value, networks in sorted((clamps or {}).items()):
+        for version in (4, 6):
+            members = frozenset(str(n) for n in networks if n.version == version)
+            if members:
+                sets[f"mss{value}{version}"] = NftSet(f"ipv{version}_addr", members)
+                mss.append((value, "" if version == 4 else "6"))
+    body = _template().render(
+        rules=rules,
+        device=device,
+        mtu=mtu,
+        clamps=mss,
+        keep=hex(0xFFFFFFFF & ~MARK_MASK),
+        mask=hex(MARK_MASK),
+        both=hex(STEER | GUARD),
+        steer=hex(STEER),
+        guard=hex(GUARD),
+        bypass=hex(BYPASS),
+    )
+    return Ruleset(body, sets)
+
+
+def replace(desired: Ruleset) -> str:
+    """A script that sets the table up whatever is there, such as the table of a killed gateway."""
+    return f"table {TABLE} {{}}\ndelete table {TABLE}\n" + _table(desired)
+
+
+def change(desired: Ruleset, actual: Ruleset) -> str:
+    """A script from ``actual`` to ``desired``, empty if nothing differs. Counters go on."""
+    if desired.body == actual.body and _types(desired) == _types(actual):
+        return "".join(_elements(desired, actual))
+    old = "".join(f"delete set {TABLE} {name}\n" for name in actual.sets)
+    return f"flush table {TABLE}\n{old}" + _table(desired)
+
+
+def remove() -> str:
+    """A script that removes the table; no error if there is none."""
+    return f"table {TABLE} {{}}\ndelete table {TABLE}\n"
+
+
+def _table(desired: Ruleset) -> str:
+    sets = "".join(_declare(name, each) for name, each in desired.sets.items())
+    return f"table {TABLE} {{\n{sets}{desired.body}\n}}\n"
+
+
+def _declare(name: str, each: NftSet) -> str:
+    elements = ", ".join(sorted(each.elements))
+    return f"  set {name} {{ type {each.type}; flags interval; elements = {{ {elements} }} }}\n"
+
+
+def _elements(desired: Ruleset, actual: Ruleset) -> Iterable[str]:
+    """Deletes first: an element that only changed its extent must not overlap with itself."""
+    for verb, these, those in (("delete", actual, desired), ("add", desired, actual)):
+        for name, each in these.sets.items():
+            differing = each.elements - those.sets[name].elements
+            if differing:
+                yield f"{verb} element {TABLE} {name} {{ {', '.join(sorted(differing))} }}\n"
+
+
+def _types(of: Ruleset) -> dict[str, str]:
+    return {name: each.type for name, each in of.sets.items()}
+
+
+def _element(element: Element) -> str:
+    text = f"{element.src} . {element.dst}"
+    if element.variant is not Variant.ANY:
+        text += f" . {element.protocol}"
+    if element.variant is Variant.PORTS:
+        text += f" . {_ports(element.src_port)} . {_ports(element.dst_port)}"
+    return text
+
+
+def _ports(span: tuple[int, int]) -> str:
+    return str(span[0]) if span[0] == span[1] else f"{span[0]}-{span[1]}"
+
+
+@cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("ipsec_gateway"),
+        undefined=jinja2.StrictUndefined,
+        autoescape=False,  # noqa: S701  # nft script, not HTML; every value is ours or parsed
+    )
+    return environment.get_template("kube_ipsec.nft.j2")

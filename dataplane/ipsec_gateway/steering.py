@@ -1,0 +1,180 @@
+"""Bringing packets into the device, and keeping them from leaving in clear text.
+
+For a data plane that has a device (userspace ESP). The order in which things are set up and taken
+down is the point: the guard is first and last, so that at no moment, and not after a crash either,
+a protected packet finds an open way. What is set up is in ``classify``, ``nftables`` and
+``routing``.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ipsec_gateway import nftables, plan
+from ipsec_gateway.classify import classify
+from ipsec_gateway.intent import Address, Intent
+from ipsec_gateway.ipsec.base import PolicySpec
+from ipsec_gateway.marks import NFT_TABLE
+from ipsec_gateway.routing import (
+    DUMMY_ADDRESS,
+    TABLES,
+    Route,
+    Routing,
+    Rule,
+    parse_routes,
+    parse_rules,
+    routing,
+)
+from ipsec_gateway.tools import ToolError, run, run_json
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """One named counter of the nftables table."""
+
+    packets: int
+    bytes: int
+
+
+class Steering:
+    """The kernel's side of one device. All methods raise ToolError."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self._guard: nftables.Ruleset | None = None
+        self._stale: Routing | None = None
+
+    async def guard(
+        self,
+        intent: Intent,
+        *,
+        live: frozenset[int],
+        mtu: int | None = None,
+        retained: tuple[PolicySpec, ...] = (),
+    ) -> None:
+        """Put the nftables table in place, in one transaction.
+
+        ``live`` are reqids that have an SA, ``mtu`` is the device's. ``retained`` are policies that
+        are about to go: they stay, after all others, until what they protect is gone.
+        """
+        desired = nftables.ruleset(
+            classify((*intent.policies, *retained), live),
+            device=self.device,
+            mtu=mtu,
+            clamps=intent.clamps,
+        )
+        if self._guard is not None:
+            script = nftables.change(desired, self._guard)
+            if not script:
+                return
+            try:
+                await run("nft", "-f", "-", script=script)
+            except ToolError:
+                # Somebody else changed or removed the table: set all of it up anew.
+                self._guard = None
+        if self._guard is None:
+            await run("nft", "-f", "-", script=nftables.replace(desired))
+        self._guard = desired
+
+    async def verify_guard(self) -> bool:
+        """Whether the table is still there; if not, the next ``guard`` sets it up anew."""
+        try:
+            await run("nft", "-t", "list", "table", "inet", NFT_TABLE)
+        except ToolError:
+            self._guard = None
+        return self._guard is not None
+
+    async def route(self, intent: Intent, addresses: tuple[Address, ...]) -> bool:
+        """Add what is missing of routes and rules; the device must exist.
+
+        What is no longer wanted stays until ``prune``. Returns whether anything was added.
+        """
+        desired = routing(intent.pairs, device=self.device, addresses=addresses, mtus=intent.mtus)
+        changes = plan.routing(desired, await current())
+        self._stale = desired
+        await _batch(changes.add)
+        await run("ip", "address", "replace", *DUMMY_ADDRESS.split(), "dev", self.device)
+        self._loosen()
+        return any(changes.add.values())
+
+    def _loosen(self) -> None:
+        """Strict reverse path checks would refuse what the main table does not route into us."""
+        try:
+            Path(f"/proc/sys/net/ipv4/conf/{self.device}/rp_filter").write_text("2")
+        except OSError as exc:
+            # A container may mount /proc/sys read-only. It matters only where "all" is strict.
+            if Path("/proc/sys/net/ipv4/conf/all/rp_filter").read_text().strip() == "1":
+                raise ToolError(
+                    f"net.ipv4.conf.all.rp_filter is 1 (strict) and cannot be loosened for "
+                    f"{self.device} ({exc.strerror}): set it to 2 or 0 on the node"
+                ) from exc
+
+    async def prune(self) -> None:
+        """Delete routes and rules that the last ``route`` did not want."""
+        if self._stale is not None:
+            await _batch(plan.routing(self._stale, await current()).delete)
+
+    async def remove(self) -> None:
+        """Take everything away, the guard last."""
+        await _batch(plan.routing(Routing(), await current()).delete)
+        if await device_mtu(self.device) is not None:
+            await run("ip", "address", "flush", "dev", self.device, "to", DUMMY_ADDRESS.split()[0])
+        await run("nft", "-f", "-", script=nftables.remove())
+        self._guard = None
+
+    async def counters(self) -> dict[str, Counted]:
+        """Packets and octets that the guard dropped, by counter name."""
+        shown = await run_json("nft", "-j", "list", "counters", "table", "inet", NFT_TABLE)
+        counters = [entry["counter"] for entry in shown["nftables"] if "counter" in entry]
+        return {c["name"]: Counted(c["packets"], c["bytes"]) for c in counters}
+
+
+async def current() -> Routing:
+    """Routes and rules of ours that the kernel has, those of a killed predecessor included."""
+    routes: set[Route] = set()
+    rules: set[Rule] = set()
+    for version in (4, 6):
+        rules |= parse_rules(await run_json("ip", f"-{version}", "-j", "rule", "show"), version)
+        for table in TABLES:
+            try:
+                shown = await run_json(
+                    "ip", f"-{version}", "-j", "route", "show", "table", str(table)
+                )
+            except ToolError as exc:
+                if "does not exist" not in str(exc):
+                    raise
+                continue
+            routes |= parse_routes(shown, table, version)
+    return Routing(frozenset(routes), frozenset(rules))
+
+
+async def device_mtu(device: str) -> int | None:
+    """The MTU in octets, or None if there is no such device."""
+    try:
+        shown = await run_json("ip", "-j", "link", "show", "dev", device)
+    except ToolError as exc:
+        if "does not exist" not in str(exc):
+            raise
+        return None
+    return int(shown[0]["mtu"])
+
+
+async def local_addresses(exclude: str | None) -> tuple[Address, ...]:
+    """The node's own addresses of global scope, without those of the device ``exclude``."""
+    shown = await run_json("ip", "-j", "address", "show")
+    return tuple(
+        ipaddress.ip_address(info["local"])
+        for link in shown
+        if link.get("ifname") != exclude
+        for info in link.get("addr_info", ())
+        if info.get("scope") == "global" and not info.get("deprecated")
+    )
+
+
+async def _batch(commands: Mapping[int, tuple[str, ...]]) -> None:
+    for version, lines in commands.items():
+        if lines:
+            await run("ip", f"-{version}", "-batch", "-", script="\n".join(lines) + "\n")
