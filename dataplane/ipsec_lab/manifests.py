@@ -30,7 +30,7 @@ def secret(name: str, psk: bytes) -> Document:
 
 
 def peer(name: str, *, address: str | None, psk_from: str, **spec: Any) -> Document:
-    """An IPsecPeer with the pre-shared key of Secret ``psk_from``. ``spec`` has the fields of the resource (camelCase)."""
+    """An IPsecPeer with the pre-shared key of Secret ``psk_from``; ``spec`` in camelCase."""
     body: Document = {"authentication": {"method": "preSharedKey", "secretRef": {"name": psk_from}}}
     if address is not None:
         body["address"] = address
