@@ -57,13 +57,15 @@ def demo(peer: str, examples: Path, megabytes: int) -> None:
         click.echo("not root: continuing in a user namespace")
         userns.reexecute([sys.executable, *sys.orig_argv[1:]])
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = 120
     work = Path(tempfile.mkdtemp(prefix="kube-ipsec-demo-"))
     try:
         _run(console, peer, examples, work, megabytes << 20)
     except LabError as exc:
-        console.print(f"[bold red]failed:[/] {exc}", soft_wrap=True)
-        console.print(f"logs and manifests are in {work}", soft_wrap=True)
+        console.print(f"[bold red]failed:[/] {exc}")
+        console.print(f"logs and manifests are in {work}")
         sys.exit(1)
     shutil.rmtree(work)
 
@@ -219,4 +221,6 @@ def _evidence_table(seen: GuardCounters, sighting: Sighting) -> Table:
     table.add_row("ESP in UDP", str(seen.esp_udp), str(frames.get("esp-in-udp", 0)))
     table.add_row("clear text", str(seen.clear), str(frames.get("other", 0)))
     table.add_row("readable test traffic", "-", str(sighting.marked))
+    if sighting.skipped:
+        table.add_row("not looked into: too fast", "-", str(sighting.skipped))
     return table

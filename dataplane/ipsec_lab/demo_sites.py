@@ -207,8 +207,10 @@ def _secret(found: Sequence[dict[str, Any]], name: str, key: str) -> bytes:
     for document in found:
         if document["kind"] == "Secret" and document["metadata"]["name"] == name:
             if key in document.get("stringData", {}):
-                return str(document["stringData"][key]).encode()
-            return base64.b64decode(document["data"][key])
+                raw = str(document["stringData"][key]).encode()
+            else:
+                raw = base64.b64decode(document["data"][key])
+            return bytes.fromhex(raw[2:].decode()) if raw.startswith(b"0x") else raw
     raise LabError(f"no Secret {name} with the key {key} in the example")
 
 
