@@ -27,6 +27,8 @@ from ipsec_ike.numbers import Integ as IntegId
 from ipsec_ike.proposal import AEAD, Transform
 
 _BAD_ICV: Final = "the ICV does not verify"
+_TOO_SHORT: Final = "the message is too short for its IV and ICV"
+_NO_TAIL: Final = "a combined mode authenticates nothing after the ciphertext"
 
 
 class SkCipher(ABC):
@@ -89,14 +91,16 @@ class _Aead(SkCipher):
     def _make(self) -> AESGCM | AESCCM | ChaCha20Poly1305: ...
 
     def seal(self, aad: Octets, iv: Octets, plaintext: Octets, tail: bytes = b"") -> bytes:
-        if len(iv) != 8 or tail:
-            self._check_iv(iv)
-            raise LocalMisuse("a combined mode has no tail")
+        self._check_iv(iv)
+        if tail:
+            raise LocalMisuse(_NO_TAIL)
         return (self._aead or self._build()).encrypt(self._salt + iv, plaintext, aad)
 
     def open(self, aad: Octets, iv: Octets, sealed: Octets, tail: bytes = b"") -> bytes:
-        if len(iv) != 8 or len(sealed) < self.icv_length or tail:
-            raise IntegrityFailure("the message is too short for its IV and ICV")
+        if tail:
+            raise LocalMisuse(_NO_TAIL)
+        if len(iv) != self.iv_length or len(sealed) < self.icv_length:
+            raise IntegrityFailure(_TOO_SHORT)
         try:
             return (self._aead or self._build()).decrypt(self._salt + iv, sealed, aad)
         except InvalidTag:
@@ -126,8 +130,10 @@ class _AesGcmShort(_AesGcm):
 
     def open(self, aad: Octets, iv: Octets, sealed: Octets, tail: bytes = b"") -> bytes:
         cut = len(sealed) - self.icv_length
-        if len(iv) != 8 or cut < 0 or tail:
-            raise IntegrityFailure("the message is too short for its IV and ICV")
+        if tail:
+            raise LocalMisuse(_NO_TAIL)
+        if len(iv) != self.iv_length or cut < 0:
+            raise IntegrityFailure(_TOO_SHORT)
         mode = modes.GCM(self._salt + iv, bytes(sealed[cut:]), min_tag_length=self.icv_length)
         context = Cipher(algorithms.AES(self._key), mode).decryptor()
         context.authenticate_additional_data(aad)
@@ -187,7 +193,7 @@ class _EncryptThenMac(SkCipher):
     def open(self, aad: Octets, iv: Octets, sealed: Octets, tail: bytes = b"") -> bytes:
         cut = len(sealed) - self.icv_length
         if len(iv) != self.iv_length or cut < 0:
-            raise IntegrityFailure("the message is too short for its IV and ICV")
+            raise IntegrityFailure(_TOO_SHORT)
         ciphertext = sealed[:cut]
         if not hmac.compare_digest(self._icv(aad, iv, ciphertext, tail), sealed[cut:]):
             raise IntegrityFailure(_BAD_ICV)

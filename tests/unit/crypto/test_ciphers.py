@@ -101,9 +101,15 @@ def test_other_lengths_are_integrity_failures(suite: Suite) -> None:
     for wrong in (sealed + b"\0", b"\0" + sealed):
         with pytest.raises(IntegrityFailure):
             cipher.open(aad, iv, wrong)
-    for wrong_iv in (iv + b"\0", iv[:-1] or b"\0"):
+    for wrong_iv in (iv + b"\0", iv[:-1] or b"\0", b"" if iv else b"\0\0"):
         with pytest.raises(IntegrityFailure):
             cipher.open(aad, wrong_iv, sealed)
+    # The same octets, divided otherwise: a MAC over aad | IV | ciphertext cannot tell.
+    whole, start, end = aad + iv + sealed, len(aad), len(aad) + len(iv)
+    for first, last in ((start - 1, end), (start, end + 1), (start + 1, end), (start, end - 1)):
+        if first <= last:
+            with pytest.raises(IntegrityFailure):
+                cipher.open(whole[:first], whole[first:last], whole[last:])
 
 
 @suites
@@ -198,9 +204,14 @@ def test_the_high_half_of_the_sequence_number_is_authenticated_last() -> None:
     for other in (b"", b"\0\0\0\2"):
         with pytest.raises(IntegrityFailure):
             cipher.open(header, iv, sealed, other)
-    combined = sk_cipher(encr(Encr.AES_GCM_16, 128), bytes(20))
-    with pytest.raises(LocalMisuse):
-        combined.seal(header, bytes(8), b"", high)
+    for combined_mode in (Encr.AES_GCM_16, Encr.AES_GCM_8, Encr.CHACHA20_POLY1305):
+        key = bytes(36 if combined_mode == Encr.CHACHA20_POLY1305 else 20)
+        bits = 0 if combined_mode == Encr.CHACHA20_POLY1305 else 128
+        combined = sk_cipher(encr(combined_mode, bits), key)
+        with pytest.raises(LocalMisuse):
+            combined.seal(header, bytes(8), b"", high)
+        with pytest.raises(LocalMisuse):
+            combined.open(header, bytes(8), bytes(16), high)
 
 
 def test_an_authentic_ciphertext_that_is_no_whole_block_is_bad_syntax() -> None:

@@ -21,7 +21,9 @@ from ipsec_ike.numbers import Group
 
 MODP = sorted(PRIMES)
 CURVES = sorted(_CURVES)
-ALL = [*MODP, *CURVES, Group.CURVE25519, Group.CURVE448]
+#: Octets of a private value that is taken as it is.
+RAW: dict[int, int] = {Group.CURVE25519: 32, Group.CURVE448: 56}
+ALL = [*MODP, *CURVES, *RAW]
 
 
 def each(groups: Iterable[int]) -> pytest.MarkDecorator:
@@ -87,7 +89,9 @@ def test_the_same_randomness_gives_the_same_exchange(group: int) -> None:
         return hashlib.shake_256(b"x").digest(size)
 
     generate(group, counting)
-    assert len(calls) == 1
+    # Curves draw 64 bits more than the scalar has, so that the reduction does not show.
+    curve_size = _CURVES[group][1] + 8 if group in CURVES else 0
+    assert calls == [curve_size or RAW.get(group) or EXPONENT_OCTETS[group]]
 
 
 @each(ALL)
