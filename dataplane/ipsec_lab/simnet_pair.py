@@ -1,0 +1,144 @@
+"""Two gateways whose messages wait until the test lets them pass: for conversations step by step.
+
+    pair = Pair(calm())
+    pair.start()
+    pair.passes("left", IKE_SA_INIT)     # left --> right
+    pair.drops("right", IKE_SA_INIT)     # left  x- right
+
+Time stands still unless ``sleep`` lets it pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from ipsec_ike.engine import Engine
+from ipsec_ike.events import Event
+from ipsec_ike.inputs import Datagram
+from ipsec_ike.wire.header import Header
+from ipsec_lab.simnet_network import Packet
+from ipsec_lab.simnet_profile import LEFT, RIGHT, Profile
+from ipsec_lab.simnet_world import Node, Trace, World
+
+E = TypeVar("E", bound=Event)
+
+
+class Pair(World):
+    """``flying`` are the packets on their way, as (sender, packet), oldest first."""
+
+    def __init__(self, profile: Profile, trace: Trace | None = None) -> None:
+        super().__init__(profile, trace)
+        self.flying: list[tuple[str, Packet]] = []
+        self.events: dict[str, list[Event]] = {LEFT: [], RIGHT: []}
+        for node in self.nodes.values():
+            node.offset = 0.0
+
+    @property
+    def left(self) -> Node:
+        """The end that initiates."""
+        return self.nodes[LEFT]
+
+    @property
+    def right(self) -> Node:
+        """The other end."""
+        return self.nodes[RIGHT]
+
+    def start(self) -> None:
+        """Configure both ends, the one that does not initiate first."""
+        self.right.configure(self.right.config)
+        self.left.configure(self.left.config)
+
+    def tell(self, name: str, what: Callable[[Engine, float], object]) -> None:
+        """Call the engine of a node with its time, and perform what follows."""
+        node = self.nodes[name]
+        what(node.engine, node.now)
+        node.drain()
+
+    # -- the network -------------------------------------------------------------------------
+
+    def send(self, node: Node, packet: Packet) -> None:
+        seen: Packet | None = packet
+        if self.nat is not None and node.name == LEFT:
+            seen = self.nat.outward(packet, self.now)
+        if seen is not None:
+            self.flying.append((node.name, seen))
+
+    def waiting(self, sender: str) -> list[Header]:
+        """Headers of the IKE messages of one sender that are on their way."""
+        return [Header.parse(p.data) for name, p in self.flying if name == sender and p.data]
+
+    def take(self, sender: str, exchange: int) -> Packet:
+        """Remove the oldest IKE message of a sender; it must be of that exchange."""
+        for position, (name, packet) in enumerate(self.flying):
+            if name == sender and packet.data:
+                found = Header.parse(packet.data).exchange
+                assert found == exchange, f"{sender} sent a message of exchange {found}"
+                del self.flying[position]
+                return packet
+        raise AssertionError(f"{sender} has sent nothing")
+
+    def passes(self, sender: str, exchange: int) -> Packet:
+        """The oldest IKE message of a sender arrives; it must be of that exchange."""
+        packet = self.take(sender, exchange)
+        self.deliver(packet)
+        return packet
+
+    def drops(self, sender: str, exchange: int) -> Packet:
+        """The oldest IKE message of a sender is lost; it must be of that exchange."""
+        return self.take(sender, exchange)
+
+    def flow(self, *, most: int = 200) -> None:
+        """Let everything pass until nothing is on its way."""
+        for _ in range(most):
+            if not self.flying:
+                return
+            _, packet = self.flying.pop(0)
+            self.deliver(packet)
+        raise AssertionError(f"still talking after {most} packets")
+
+    def sleep(self, seconds: float, *, deaf: bool = False) -> None:
+        """Let time pass. Messages pass at once, or with ``deaf`` not at all."""
+        end = self.now + seconds
+        while True:
+            if deaf:
+                self.flying.clear()
+            else:
+                self.flow()
+            due = [when for node in self.nodes.values() if (when := node.due()) is not None]
+            if not due or min(due) > end:
+                break
+            self.run_until(max(self.now, min(due)))
+        self.now = end
+
+    def inject(self, name: str, data: bytes, like: Packet) -> None:
+        """A forged IKE message arrives, with the addresses of another packet."""
+        node = self.nodes[name]
+        node.engine.receive(Datagram(data, like.destination, like.source), node.now)
+        node.drain()
+
+    # -- what happened -----------------------------------------------------------------------
+
+    def happened(self, node: Node, event: Event) -> None:
+        self.stats[type(event).__name__] += 1
+        self.say(node.name, f"* {event}")
+        self.events[node.name].append(event)
+
+    def of(self, name: str, kind: type[E]) -> list[E]:
+        """The events of one kind at one end, oldest first."""
+        return [event for event in self.events[name] if isinstance(event, kind)]
+
+    def states(self, name: str) -> list[str]:
+        """The states of the IKE SAs at one end."""
+        return sorted(sa.state.lower() for sa in self.nodes[name].engine.snapshot())
+
+    def children(self, name: str) -> list[tuple[str, str]]:
+        """(name, state) of the children at one end, of all IKE SAs."""
+        return sorted(
+            (child.name, child.state.lower())
+            for sa in self.nodes[name].engine.snapshot()
+            for child in sa.children
+        )
+
+    def keep_promises(self) -> None:
+        """A test says itself what it promises."""
