@@ -60,6 +60,8 @@ SIOCSIFMTU: Final = 0x8922
 SIOCGIFMTU: Final = 0x8921
 SIOCGIFFLAGS: Final = 0x8913
 SIOCSIFFLAGS: Final = 0x8914
+SIOCSIFTXQLEN: Final = 0x8943
+IFF_UP: Final = 0x1
 
 # IANA protocol numbers
 IPPROTO_IPIP: Final = 4

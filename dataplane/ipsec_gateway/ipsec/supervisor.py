@@ -1,0 +1,272 @@
+"""Keeps one packet process running, and what it was told with it.
+
+The process is a fresh interpreter: nothing of the gateway's memory, event loop or threads is in it.
+It inherits descriptors by number and learns SAs and policies over the control socket. When it ends,
+a new one is started and told everything again from what the gateway holds (``snapshot``), so a
+request that was under way when the old one died is done when the new one is ready.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
+
+from ipsec_gateway.ipsec.base import DataplaneError
+from ipsec_gateway.ipsec.control import Body, Decoder, Message, Ping, Reply, Request, encode
+
+log = logging.getLogger(__name__)
+
+#: Seconds for the interpreter and its libraries to load, on a busy machine.
+START_TIMEOUT: Final = 60.0
+#: Seconds after which a process that does not answer is replaced.
+REPLY_TIMEOUT: Final = 15.0
+#: Seconds between two looks whether it answers.
+PING_INTERVAL: Final = 5.0
+#: Seconds before a process that failed at once is started again: doubled each time.
+_BACKOFF: Final = (0.05, 5.0)
+#: Octets that may wait for a process before ``post`` drops.
+_POST_LIMIT: Final = 4 << 20
+
+
+class _Gone(Exception):
+    """The process ended."""
+
+
+class _Process:
+    """One incarnation."""
+
+    def __init__(
+        self,
+        process: asyncio.subprocess.Process,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        on_event: Callable[[Message], None],
+    ) -> None:
+        self._process: Final = process
+        self._reader: Final = reader
+        self._writer: Final = writer
+        self._on_event: Final = on_event
+        self._numbers: Final = itertools.count(1)
+        self._open: Final[dict[int, asyncio.Future[Reply]]] = {}
+        self.ready: Final[asyncio.Future[Reply]] = asyncio.get_running_loop().create_future()
+        self._open[0] = self.ready
+        self._listener: Final = asyncio.create_task(self._listen())
+        #: Set when another process has been told everything, or none will follow.
+        self.replaced: Final = asyncio.Event()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    async def request(self, body: Body) -> None:
+        """Raises _Gone, TimeoutError, or DataplaneError with the refusal."""
+        number = next(self._numbers)
+        answer: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        self._open[number] = answer
+        try:
+            if self._listener.done():
+                raise _Gone
+            self._writer.write(encode(Request(number, body)))
+            reply = await asyncio.wait_for(answer, REPLY_TIMEOUT)
+        finally:
+            self._open.pop(number, None)
+        if reply.error:
+            raise DataplaneError(reply.error)
+
+    def post(self, body: Body) -> bool:
+        """Send without an answer; False if it is gone or too much waits already."""
+        if self._listener.done() or self._writer.transport.get_write_buffer_size() > _POST_LIMIT:
+            return False
+        self._writer.write(encode(Request(0, body)))
+        return True
+
+    async def _listen(self) -> None:
+        decoder = Decoder()
+        try:
+            while data := await self._reader.read(1 << 16):
+                for message in decoder.feed(data):
+                    if isinstance(message, Reply):
+                        waiting = self._open.get(message.number)
+                        if waiting is not None and not waiting.done():
+                            waiting.set_result(message)
+                    else:
+                        self._on_event(message)
+        except ConnectionError as exc:
+            log.debug("control socket of packet process %d: %s", self.pid, exc)
+        finally:
+            for waiting in self._open.values():
+                if not waiting.done():
+                    waiting.set_exception(_Gone())
+
+    async def ended(self) -> int:
+        """Its exit status, when it has one."""
+        return await self._process.wait()
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):  # it ended by itself meanwhile
+            self._process.kill()
+
+    async def close(self) -> None:
+        """Let it end by closing the control socket, or end it."""
+        self._writer.close()
+        try:
+            await asyncio.wait_for(self._process.wait(), 5.0)
+        except TimeoutError:
+            self.kill()
+            await self._process.wait()
+        self._listener.cancel()
+        await asyncio.gather(self._listener, return_exceptions=True)
+        if self.ready.done() and not self.ready.cancelled():
+            self.ready.exception()  # seen: an unfinished start was reported by spawn
+
+
+class Supervisor:
+    """One direction (``out`` or ``in``). ``snapshot`` gives all that a new process must be told;
+    ``on_event`` gets its events, ``on_restart`` why the last one ended."""
+
+    def __init__(
+        self,
+        direction: str,
+        descriptors: Sequence[int],
+        sockets: Sequence[int],
+        *,
+        snapshot: Callable[[], Iterable[Body]],
+        on_event: Callable[[Message], None],
+        on_restart: Callable[[str], None],
+    ) -> None:
+        self.direction: Final = direction
+        self._descriptors: Final = descriptors
+        self._sockets: Final = sockets
+        self._snapshot: Final = snapshot
+        self._on_event: Final = on_event
+        self._on_restart: Final = on_restart
+        self._process: _Process | None = None
+        self._order: Final = asyncio.Lock()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @property
+    def pid(self) -> int | None:
+        """Of the process that runs now."""
+        return None if self._process is None else self._process.pid
+
+    async def start(self) -> None:
+        """Start the first process. Raises DataplaneError if it does not come up."""
+        self._process = await self._spawn()
+        self._tasks = [asyncio.create_task(self._keep()), asyncio.create_task(self._watch())]
+
+    async def close(self) -> None:
+        """End the process for good."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks = []
+        if self._process is not None:
+            await self._process.close()
+            self._process.replaced.set()
+            self._process = None
+
+    async def request(self, body: Body) -> None:
+        """Have ``body`` done. Whatever it changes must be in ``snapshot`` already.
+
+        Returns when it is done, by this process or the next one. Raises DataplaneError with the
+        process's refusal.
+        """
+        async with self._order:
+            process = self._process
+            if process is None:
+                raise DataplaneError(f"the {self.direction}bound packet process is closed")
+            try:
+                await process.request(body)
+                return
+            except TimeoutError:
+                log.warning("packet process %s does not answer", self.direction)
+                process.kill()
+            except _Gone:
+                log.debug("packet process %s ended with a request open", self.direction)
+            await process.replaced.wait()
+
+    def post(self, body: Body) -> bool:
+        """Send without waiting; False if it was dropped."""
+        return self._process is not None and self._process.post(body)
+
+    async def _keep(self) -> None:
+        wait, longest = _BACKOFF
+        loop = asyncio.get_running_loop()
+        while True:
+            process = self._process
+            assert process is not None
+            began = loop.time()
+            status = await process.ended()
+            await process.close()
+            reason = f"the {self.direction}bound packet process {_cause(status)}"
+            wait = _BACKOFF[0] if loop.time() - began > longest else min(wait * 2, longest)
+            while True:
+                await asyncio.sleep(wait)
+                try:
+                    self._process = await self._spawn()
+                    break
+                except DataplaneError as exc:
+                    log.error("%s", exc)
+                    wait = min(wait * 2, longest)
+            process.replaced.set()
+            self._on_restart(reason)
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(PING_INTERVAL)
+            await self.request(Ping())
+
+    async def _spawn(self) -> _Process:
+        ours, theirs = socket.socketpair()
+        numbers = [theirs.fileno(), *self._descriptors]
+        arguments = [self.direction, *map(str, numbers), ",".join(map(str, self._sockets))]
+        try:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-P",
+                "-m",
+                "ipsec_gateway.ipsec.worker",
+                *arguments,
+                stdin=asyncio.subprocess.DEVNULL,
+                pass_fds=[*numbers, *self._sockets],
+                start_new_session=True,
+            )
+        except OSError as exc:
+            ours.close()
+            raise DataplaneError(f"packet process cannot be started: {exc}") from exc
+        finally:
+            theirs.close()
+        reader, writer = await asyncio.open_connection(sock=ours)
+        started = _Process(process, reader, writer, self._on_event)
+        try:
+            await asyncio.wait_for(asyncio.shield(started.ready), START_TIMEOUT)
+            for body in self._snapshot():
+                await started.request(body)
+        except (_Gone, TimeoutError) as exc:
+            started.kill()
+            await started.close()
+            raise DataplaneError(
+                f"the {self.direction}bound packet process did not come up"
+            ) from exc
+        except BaseException:
+            # Refused, or cancelled: the process must not stay behind.
+            started.kill()
+            await started.close()
+            raise
+        return started
+
+
+def _cause(status: int) -> str:
+    if status >= 0:
+        return f"ended with status {status}"
+    try:
+        return f"was killed by {signal.Signals(-status).name}"
+    except ValueError:
+        return f"was killed by signal {-status}"

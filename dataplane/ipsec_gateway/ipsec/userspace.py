@@ -1,0 +1,338 @@
+"""ESP without the kernel's help: a TUN device and two packet processes behind IpsecBackend.
+
+The gateway's event loop never touches a packet; it opens what needs privileges, hands it to the
+processes and tells them what the engine decides::
+
+    packets in clear --> TUN --> [ out: encrypt ] --> UDP 4500 or IP protocol 50 -->
+    packets in clear <-- TUN <-- [ in: decrypt  ] <-- UDP 4500 or IP protocol 50 <--
+
+Tunnel mode and ESP only. Lifetimes in seconds are the engine's; octets and packets are counted
+here. SAs end with the gateway: there is no one else who could carry on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import heapq
+import logging
+import os
+import socket
+import time
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from typing import Final
+
+from ipsec_gateway.ipsec import mtu as mtus
+from ipsec_gateway.ipsec import tun
+from ipsec_gateway.ipsec.base import (
+    DataplaneError,
+    DataplaneEvent,
+    IkeFromDataplane,
+    PolicyDirection,
+    PolicyId,
+    PolicySpec,
+    SaCounters,
+    WorkerRestarted,
+)
+from ipsec_gateway.ipsec.control import AddSa, Body, DeliverEsp, Message, PutPolicies
+from ipsec_gateway.ipsec.drops import Drop
+from ipsec_gateway.ipsec.natt import prepare
+from ipsec_gateway.ipsec.outer import PathMtu, open_raw
+from ipsec_gateway.ipsec.recording import moved
+from ipsec_gateway.ipsec.shared import SLOTS, SharedState, Word
+from ipsec_gateway.ipsec.supervisor import Supervisor
+from ipsec_ike.actions import Direction, SaId, SaSpec, UpdateSa
+from ipsec_ike.config import Mode
+from ipsec_ike.inputs import Endpoint
+from ipsec_ike.numbers import Protocol
+
+log = logging.getLogger(__name__)
+
+#: Events that may wait for the gateway; later ones are dropped.
+EVENTS: Final = 4096
+#: Seconds between two looks at the path MTUs that the kernel has learned or forgotten.
+MTU_INTERVAL: Final = 30.0
+
+
+class UserspaceBackend:
+    """IpsecBackend.
+
+    ``device`` is the TUN device to create. ``esp_sockets`` are the ``esp`` sockets of
+    ``natt.open_natt_pair``, one per family and port; they stay the caller's. ``raw`` also opens
+    sockets for IP protocol 50. ``fixed_mtu`` is the TUN device's MTU; None derives it from the
+    paths to the peers and the overhead of their SAs, at least 1280.
+    """
+
+    name: str = "userspace"
+
+    def __init__(
+        self,
+        *,
+        device: str = "ipsec0",
+        esp_sockets: Sequence[socket.socket] = (),
+        raw: bool = True,
+        fixed_mtu: int | None = None,
+    ) -> None:
+        self.device: str | None = device
+        self._device: Final = device
+        self._natt: Final = tuple(esp_sockets)
+        self._want_raw: Final = raw
+        self._fixed_mtu: Final = fixed_mtu
+        #: MTU of the device now, in octets.
+        self.mtu = fixed_mtu or mtus.INITIAL
+        self._sas: Final[dict[SaId, SaSpec]] = {}
+        self._slots: Final[dict[SaId, int]] = {}
+        self._free: Final[list[int]] = []
+        self._used_slots = 0
+        self._policies: Final[dict[PolicyId, PolicySpec]] = {}
+        self._queue: Final[asyncio.Queue[DataplaneEvent | IkeFromDataplane | None]] = (
+            asyncio.Queue()
+        )
+        self._state: SharedState | None = None
+        self._tun: int | None = None
+        self._raw: list[socket.socket] = []
+        self._workers: dict[Direction, Supervisor] = {}
+        self._mtu_task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Create device, sockets and processes. Raises DataplaneError; nothing stays then."""
+        try:
+            self._tun = tun.open_tun(self._device)
+            tun.bring_up(self._device, self.mtu)
+            if self._want_raw:
+                for family in (socket.AF_INET, socket.AF_INET6):
+                    self._raw.append(open_raw(family))
+                    prepare(self._raw[-1])
+            self._state = SharedState.create()
+            sockets = [sock.fileno() for sock in (*self._natt, *self._raw)]
+            for direction in (Direction.OUT, Direction.IN):
+                self._workers[direction] = Supervisor(
+                    direction.value,
+                    (self._tun, self._state.fd),
+                    sockets,
+                    snapshot=lambda direction=direction: self._snapshot(direction),  # type: ignore[misc]  # mypy cannot type the default
+                    on_event=self._on_event,
+                    on_restart=self._on_restart,
+                )
+            starts = (worker.start() for worker in self._workers.values())
+            for result in await asyncio.gather(*starts, return_exceptions=True):
+                if isinstance(result, BaseException):
+                    raise result
+        except BaseException:
+            await self.close(remove=True)
+            raise
+        self._mtu_task = asyncio.create_task(self._follow_mtu())
+
+    async def close(self, *, remove: bool) -> None:
+        """End processes, device and sockets. ``remove`` makes no difference here: what the
+        processes held ends with them."""
+        if self._mtu_task is not None:
+            self._mtu_task.cancel()
+            await asyncio.gather(self._mtu_task, return_exceptions=True)
+            self._mtu_task = None
+        await asyncio.gather(*(worker.close() for worker in self._workers.values()))
+        self._workers.clear()
+        for sock in self._raw:
+            sock.close()
+        self._raw.clear()
+        if self._tun is not None:
+            os.close(self._tun)
+            self._tun = None
+        if self._state is not None:
+            self._state.close()
+            self._state = None
+        self._sas.clear()
+        self._slots.clear()
+        self._free.clear()
+        self._used_slots = 0
+        self._policies.clear()
+        self._queue.put_nowait(None)
+
+    async def add_sa(self, spec: SaSpec) -> None:
+        """Install one SA. Raises DataplaneError with the SA's peer, child and SPI."""
+        what = f"SA {spec.id.spi:08x} ({spec.id.direction.value}) of {spec.peer}/{spec.child}"
+        if spec.mode is not Mode.TUNNEL:
+            raise DataplaneError(f"{what}: the userspace data plane has tunnel mode only")
+        if spec.id.protocol != Protocol.ESP:
+            raise DataplaneError(f"{what}: the userspace data plane has ESP only")
+        if spec.id in self._sas:
+            raise DataplaneError(f"{what}: exists already")
+        worker = self._worker(spec.id)
+        slot = self._take_slot()
+        self._sas[spec.id] = spec
+        self._slots[spec.id] = slot
+        try:
+            await worker.request(AddSa(spec, slot))
+        except DataplaneError as exc:
+            del self._sas[spec.id]
+            heapq.heappush(self._free, self._slots.pop(spec.id))
+            raise DataplaneError(f"{what}: {exc}") from exc
+        self._adapt_mtu()
+
+    async def update_sa(self, update: UpdateSa) -> None:
+        """Move an SA; it keeps its id. Raises DataplaneError if there is none."""
+        known = self._find(update.id)
+        if known is None:
+            raise DataplaneError(f"SA {update.id.spi:08x}: no such SA to update")
+        self._sas[known] = moved(self._sas[known], update)
+        await self._worker(known).request(
+            UpdateSa(known, update.source, update.destination, update.encap)
+        )
+        self._adapt_mtu()
+
+    async def delete_sa(self, sa: SaId) -> None:
+        """Remove an SA; no error if it is gone already."""
+        known = self._find(sa)
+        if known is None:
+            return
+        del self._sas[known]
+        await self._worker(known).request(known)
+        slot = self._slots.pop(known, None)
+        if slot is not None:
+            heapq.heappush(self._free, slot)
+        self._adapt_mtu()
+
+    async def put_policies(self, put: Sequence[PolicySpec], delete: Sequence[PolicyId]) -> None:
+        """Apply a difference of the SPD; the puts take effect before the deletes.
+
+        Only the outbound ones are looked at: inbound packets are checked against the negotiated
+        selectors of the SA that brought them, and clear text never passes through here.
+        """
+        put = [p for p in put if p.id.direction is PolicyDirection.OUT]
+        delete = [p for p in delete if p.direction is PolicyDirection.OUT]
+        kept = {policy.id for policy in put}
+        for policy in put:
+            self._policies[policy.id] = policy
+        for policy_id in delete:
+            if policy_id not in kept:
+                self._policies.pop(policy_id, None)
+        if put or delete:
+            worker = self._workers[Direction.OUT]
+            await worker.request(PutPolicies(tuple(put), tuple(delete)))
+
+    async def counters(self) -> Mapping[SaId, SaCounters]:
+        """Totals of all SAs, read from shared memory: the processes do not notice."""
+        assert self._state is not None
+        now = time.monotonic_ns()
+        words = self._state.words
+        found = {}
+        for sa, slot in self._slots.items():
+            base = self._state.base(slot)
+            seen = words[base + Word.LAST_SEEN]
+            found[sa] = SaCounters(
+                bytes=words[base + Word.BYTES],
+                packets=words[base + Word.PACKETS],
+                replayed=words[base + Word.REPLAYED],
+                integrity_failures=words[base + Word.INTEGRITY],
+                idle=max(0.0, (now - seen) / 1e9) if seen else None,
+            )
+        return found
+
+    def drops(self) -> dict[str, int]:
+        """Packets dropped since the start, by reason (``Drop`` in lower case)."""
+        if self._state is None:
+            return {}
+        counted = self._state.drops()
+        return {reason.name.lower(): counted[reason] for reason in Drop}
+
+    def deliver_esp(self, data: bytes, local: Endpoint, remote: Endpoint) -> None:
+        """ESP that arrived on an IKE socket; dropped while the process is being replaced."""
+        worker = self._workers.get(Direction.IN)
+        if worker is not None:
+            worker.post(DeliverEsp(data, remote))
+
+    async def events(self) -> AsyncIterator[DataplaneEvent | IkeFromDataplane]:
+        """What the processes report, until ``close``."""
+        while (event := await self._queue.get()) is not None:
+            yield event
+
+    def pids(self) -> dict[Direction, int | None]:
+        """The packet processes."""
+        return {direction: worker.pid for direction, worker in self._workers.items()}
+
+    # Bookkeeping.
+
+    def _worker(self, sa: SaId) -> Supervisor:
+        worker = self._workers.get(sa.direction)
+        if worker is None:
+            raise DataplaneError(f"SA {sa.spi:08x}: the data plane is not running")
+        return worker
+
+    def _find(self, sa: SaId) -> SaId | None:
+        """The id under which an SA was added; its destination may have moved since."""
+        if sa in self._sas:
+            return sa
+        return next(
+            (
+                known
+                for known, spec in self._sas.items()
+                if (known.direction, known.protocol, known.spi)
+                == (sa.direction, sa.protocol, sa.spi)
+                and spec.destination.address == sa.destination
+            ),
+            None,
+        )
+
+    def _take_slot(self) -> int:
+        assert self._state is not None
+        if self._free:
+            slot = heapq.heappop(self._free)
+        elif self._used_slots < SLOTS:
+            slot = self._used_slots
+            self._used_slots += 1
+        else:
+            raise DataplaneError(f"more than {SLOTS} SAs")
+        self._state.clear(slot)
+        return slot
+
+    def _snapshot(self, direction: Direction) -> Iterable[Body]:
+        if direction is Direction.OUT:
+            yield PutPolicies(tuple(self._policies.values()), ())
+        for sa, spec in list(self._sas.items()):
+            if sa.direction is direction:
+                yield AddSa(spec, self._slots[sa])
+
+    # Events.
+
+    def _on_event(self, message: Message) -> None:
+        if isinstance(message, PathMtu):
+            log.info("path to %s carries %d octets", message.destination, message.mtu)
+            self._adapt_mtu()
+        elif self._queue.qsize() < EVENTS:
+            self._queue.put_nowait(message)  # type: ignore[arg-type]  # Reply and Request do not come here
+
+    def _on_restart(self, reason: str) -> None:
+        log.warning("%s and was replaced", reason)
+        self._queue.put_nowait(WorkerRestarted(reason))
+
+    # MTU.
+
+    def _adapt_mtu(self) -> None:
+        """Let the device's MTU follow the narrowest way of a live outbound SA."""
+        if self._fixed_mtu is not None or self._tun is None:
+            return
+        paths: dict[tuple[str, str], int] = {}
+        narrowest = 0
+        for sa, spec in self._sas.items():
+            if sa.direction is not Direction.OUT:
+                continue
+            key = (spec.source.address, spec.destination.address)
+            if key not in paths:
+                paths[key] = mtus.path_mtu(*key)
+            if paths[key]:
+                room = mtus.inner_mtu(paths[key], spec)
+                narrowest = min(narrowest or room, room)
+        wanted = max(mtus.MINIMUM, narrowest) if narrowest else self.mtu
+        if wanted != self.mtu:
+            try:
+                tun.set_mtu(self._device, wanted)
+            except OSError as exc:
+                log.warning("MTU %d of %s: %s", wanted, self._device, exc)
+                return
+            self.mtu = wanted
+
+    async def _follow_mtu(self) -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            while True:
+                await asyncio.sleep(MTU_INTERVAL)
+                self._adapt_mtu()
