@@ -12,6 +12,7 @@ from typing import Final
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.hmac import HMAC
 
 from ipsec_ike.crypto.mac import AesCmac, AesXcbc, Hmac, Mac, Octets
 from ipsec_ike.errors import LocalMisuse
@@ -62,6 +63,12 @@ class _HmacPrf(Prf):
 
     def keyed(self, key: bytes) -> Mac:
         return Hmac(key, self._hash)
+
+    def mac(self, key: bytes, data: Octets) -> bytes:
+        # Without the copy that ``keyed`` makes for a next call: most keys of IKE are used once.
+        state = HMAC(key, self._hash)
+        state.update(data)
+        return state.finalize()
 
 
 class _AesPrf(Prf):
@@ -134,7 +141,7 @@ def prf_plus(prf: Prf, key: bytes, seed: bytes, length: int) -> bytes:
     block = b""
     stream = []
     for number in range(1, blocks + 1):
-        block = mac(block, seed, bytes((number,)))
+        block = mac(block + seed + bytes((number,)))
         stream.append(block)
     return b"".join(stream)[:length]
 

@@ -132,7 +132,7 @@ def test_a_host_that_refuses_an_algorithm_does_not_have_it(
     def refuse(*_: object) -> bytes:
         raise UnsupportedAlgorithm("no MD5 in FIPS mode")
 
-    for module, name in ((prf_module, "Hmac"), (integ_module.Integ, "icv")):
+    for module, name in ((prf_module, "HMAC"), (integ_module.Integ, "icv")):
         monkeypatch.setattr(module, name, refuse)
     for function in (prf_module.is_supported, integ_module.is_supported):
         function.cache_clear()
