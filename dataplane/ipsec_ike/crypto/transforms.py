@@ -25,7 +25,6 @@ __all__ = [
     "integ_key_octets",
     "is_supported",
     "psk_auth",
-    "transform_name",
 ]
 
 
@@ -183,8 +182,3 @@ def esp_transform(encr: Transform, integrity: Transform | None) -> EspTransform:
         alignment=max(4, spec.block),
         aead=aead,
     )
-
-
-def transform_name(transform: Transform) -> str:
-    """A name for people: ``AES_GCM_16_128``, ``CURVE25519``, ``NO_ESN``."""
-    return str(transform)

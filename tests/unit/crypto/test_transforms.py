@@ -16,7 +16,6 @@ from ipsec_ike.crypto.transforms import (
     integ_key_octets,
     is_supported,
     psk_auth,
-    transform_name,
 )
 from ipsec_ike.errors import LocalMisuse
 from ipsec_ike.numbers import Encr, Esn, Group, Integ, Prf, Protocol, TransformType
@@ -225,8 +224,3 @@ def test_no_secret_in_text() -> None:
     with pytest.raises(LocalMisuse) as misuse:
         integ.keyed(secret + b"!")
     assert "Horse" not in str(misuse.value)
-
-
-def test_names() -> None:
-    assert transform_name(encr(Encr.AES_GCM_16, 256)) == "AES_GCM_16_256"
-    assert transform_name(t(TransformType.KE, Group.CURVE25519)) == "CURVE25519"
