@@ -142,7 +142,7 @@ class Namespace:
 
         def open_inside() -> None:
             try:
-                _set_thread_namespace(self.path)
+                enter_namespace(self.path)
                 opened.append(sockets.socket(family, kind, protocol))
             except OSError as exc:
                 failed.append(exc)
@@ -191,7 +191,7 @@ def sweep() -> list[str]:
     return removed
 
 
-def _set_thread_namespace(path: Path) -> None:
+def enter_namespace(path: Path) -> None:
     """setns(2) of the calling thread alone; os.setns comes only with Python 3.12."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
