@@ -105,7 +105,8 @@ def swapped(value: int) -> int:
 class Rows:
     """Matrices for equal segments of one shape. Not re-entrant: a result lives until the next call.
 
-    ``capacity`` is how many packets fit one UDP_SEGMENT send, ``wire`` the octets of each.
+    ``capacity`` is how many packets fit, ``wire`` the octets of each, ``burst`` how many of them
+    one UDP_SEGMENT send takes.
     """
 
     def __init__(self, header: int, l4: int, mss: int, version: int, cipher: EspCipher) -> None:
@@ -118,7 +119,8 @@ class Rows:
         tail = trailer(inner, cipher.alignment, IPPROTO_IPIP if version == 4 else IPPROTO_IPV6)
         width = inner + len(tail)
         self.wire: Final = HEADER + cipher.iv_length + width + cipher.icv_length
-        self.capacity: Final = max(1, min(UDP_MAX_SEGMENTS, MAX_PAYLOAD // self.wire))
+        self.burst: Final = max(1, min(UDP_MAX_SEGMENTS, MAX_PAYLOAD // self.wire))
+        self.capacity: Final = min(2 * UDP_MAX_SEGMENTS, -(-65536 // mss))
         rows = self.capacity
         self._plain: Final = np.zeros((rows, width), np.uint8)
         self._plain[:, inner:] = np.frombuffer(tail, np.uint8)

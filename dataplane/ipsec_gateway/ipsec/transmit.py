@@ -225,18 +225,21 @@ class Transmitter:
             return None
         self._batch.flush()
         rows = self._rows_for(sa, whole)
-        total = whole.count
-        sends = -(-total // rows.capacity)
-        at = 0
-        for index in range(sends):
-            count = total // sends + (index < total % sends)
-            self._send_rows(sa, path, whole, rows, at, count)
+        tos = tos_of(packet)
+        at, total = 0, whole.count
+        while at < total:
+            count = min(rows.capacity, total - at)
+            used = self._fill_rows(sa, whole, rows, at, count)
+            # Equal parts: two bursts of 23 are received faster than one of 44 and one of 2.
+            sends = -(-count // rows.burst)
+            part = -(-count // sends) * rows.wire
+            for start in range(0, used, part):
+                self._outer.send(path, rows.out[start : min(start + part, used)], tos, rows.wire)
             at += count
         return None
 
-    def _send_rows(
-        self, sa: OutboundSa, path: Path, whole: Super, rows: Rows, at: int, count: int
-    ) -> None:
+    def _fill_rows(self, sa: OutboundSa, whole: Super, rows: Rows, at: int, count: int) -> int:
+        """Encrypt ``count`` segments from ``at`` on; the octets they take in ``rows.out``."""
         packet, header, mss = whole.packet, whole.header, whole.mss
         first = sa.take(count)
         full = min(count, (len(packet) - header) // mss - at)
@@ -246,18 +249,12 @@ class Transmitter:
         if full < count:  # the last one, which is shorter
             rest = next(segments(whole, at + full))
             size = sealed_length(sa.cipher, len(rest))
-            encapsulate_into(
-                sa.cipher,
-                sa.spi,
-                first + full,
-                rest,
-                next_header_of(packet),
-                rows.out[used : used + size],
-            )
+            out = rows.out[used : used + size]
+            encapsulate_into(sa.cipher, sa.spi, first + full, rest, next_header_of(packet), out)
             used += size
             octets += len(rest)
         sa.count(count, octets, self._now)
-        self._outer.send(path, rows.out[:used], tos_of(packet), rows.wire)
+        return used
 
     def _rows_for(self, sa: OutboundSa, whole: Super) -> Rows:
         cipher = sa.cipher
