@@ -31,9 +31,11 @@ class Use:
 
 
 class KeyLedger:
-    """All keys that were ever installed at any end of one network."""
+    """All keys that were ever installed at any end of one network. ``lone``: the other end is no
+    engine, so that twins cannot be expected."""
 
     def __init__(self) -> None:
+        self.lone = False
         self._uses: dict[bytes, list[Use]] = {}
 
     def __len__(self) -> int:
@@ -49,7 +51,7 @@ class KeyLedger:
         for other in uses:
             if other.spi != use.spi or other.direction is use.direction or other.node == node:
                 raise Broken(f"one key for two SAs: {other} and {use}")
-        if use.direction is Direction.OUT and not uses:
+        if use.direction is Direction.OUT and not uses and not self.lone:
             raise Broken(f"{use}: installed before its inbound twin")
         uses.append(use)
 

@@ -11,17 +11,22 @@ Time stands still unless ``sleep`` lets it pass.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from ipsec_ike.engine import Engine
 from ipsec_ike.events import Event
 from ipsec_ike.inputs import Datagram
-from ipsec_ike.wire.header import Header
+from ipsec_ike.numbers import PayloadType
+from ipsec_ike.wire.header import HEADER_LENGTH, Header
+from ipsec_ike.wire.message import decode_payloads, open_sk
+from ipsec_ike.wire.payloads import Payload
 from ipsec_lab.simnet_network import Packet
 from ipsec_lab.simnet_profile import LEFT, RIGHT, Profile
 from ipsec_lab.simnet_world import Node, Trace, World
 
 E = TypeVar("E", bound=Event)
+
+_LIMIT: Final = 64
 
 
 class Pair(World):
@@ -63,6 +68,11 @@ class Pair(World):
             seen = self.nat.outward(packet, self.now)
         if seen is not None:
             self.flying.append((node.name, seen))
+
+    @staticmethod
+    def is_response(packet: Packet) -> bool:
+        """Whether a packet is an IKE response."""
+        return bool(packet.data) and Header.parse(packet.data).response
 
     def waiting(self, sender: str) -> list[Header]:
         """Headers of the IKE messages of one sender that are on their way."""
@@ -116,6 +126,21 @@ class Pair(World):
         node = self.nodes[name]
         node.engine.receive(Datagram(data, like.destination, like.source), node.now)
         node.drain()
+
+    def read(self, packet: Packet) -> list[Payload]:
+        """The payloads of a message; keys are taken from either engine. Fragments are not put
+        together."""
+        header = Header.parse(packet.data)
+        if header.next_payload not in (PayloadType.SK, PayloadType.SKF):
+            body = memoryview(packet.data)[HEADER_LENGTH:]
+            return decode_payloads(header.next_payload, body, limit=_LIMIT)
+        for node in self.nodes.values():
+            for spi in (header.spi_i, header.spi_r):
+                keys = node.engine.host.sas[spi].keys if spi in node.engine.host.sas else None
+                if keys is not None:
+                    cipher = keys.cipher(initiator=header.initiator)
+                    return open_sk(packet.data, header, cipher, limit=_LIMIT)
+        raise AssertionError("neither end has keys for this message")
 
     # -- what happened -----------------------------------------------------------------------
 
