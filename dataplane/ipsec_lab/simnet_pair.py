@@ -11,7 +11,8 @@ Time stands still unless ``sleep`` lets it pass.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final, TypeVar
+from dataclasses import replace
+from typing import Any, Final, TypeVar
 
 from ipsec_ike.engine import Engine
 from ipsec_ike.events import Event
@@ -53,6 +54,21 @@ class Pair(World):
         """Configure both ends, the one that does not initiate first."""
         self.right.configure(self.right.config)
         self.left.configure(self.left.config)
+
+    def change(self, name: str, **changes: Any) -> None:
+        """Change fields of the configuration that a node will get."""
+        node = self.nodes[name]
+        node.config = replace(node.config, **changes)
+
+    def change_children(self, name: str, **changes: Any) -> None:
+        """Change fields of every child that a node will get."""
+        children = self.nodes[name].config.children
+        self.change(name, children=tuple(replace(child, **changes) for child in children))
+
+    def change_identity(self, name: str, **changes: Any) -> None:
+        """Change fields of the identity that a node will get."""
+        (identity,) = self.nodes[name].config.identities
+        self.change(name, identities=(replace(identity, **changes),))
 
     def tell(self, name: str, what: Callable[[Engine, float], object]) -> None:
         """Call the engine of a node with its time, and perform what follows."""

@@ -261,14 +261,20 @@ class TestFragments:
     def test_other_message_starts_anew(self) -> None:
         receiver = Reassembler(Limits())
         self.add(receiver, fragments(self.cipher, 120)[1])
-        parts = fragments(self.cipher, 120, message_id=4)
-        assert [self.add(receiver, part) for part in parts][-1] == PAYLOADS
+        other: list[Payload] = [VendorPayload(b"w" * 504)]  # as long as the first message
+        parts = seal_fragments(I, R, 35, 8, 4, other, self.cipher, rng, max_size=120)
+        assert [self.add(receiver, part) for part in parts][-1] == other
 
     def test_reset(self) -> None:
         receiver = Reassembler(Limits())
         self.add(receiver, fragments(self.cipher, 120)[1])
         receiver.reset()
         assert receiver.pending == 0
+
+    def test_limits_are_inclusive(self) -> None:
+        parts = fragments(self.cipher, 120)
+        receiver = Reassembler(Limits(fragments=len(parts), message_size=508))
+        assert [self.add(receiver, part) for part in parts][-1] == PAYLOADS
 
     def test_limit_of_fragments(self) -> None:
         receiver = Reassembler(Limits(fragments=2))
