@@ -81,7 +81,10 @@ class _Sa:
         self._packets: int = self._words[self._base + Word.PACKETS]
 
     def count(self, packets: int, octets: int, now: int) -> None:
-        """Add to the totals (inner octets); ``now`` in nanoseconds. Reports limits once each."""
+        """Add to the totals (inner octets); ``now`` in nanoseconds. Reports limits once each.
+
+        A burst is counted as one, so a limit may be passed by what is left of the burst.
+        """
         self._packets += packets
         self._bytes += octets
         words, base = self._words, self._base
@@ -127,10 +130,12 @@ class OutboundSa(_Sa):
         They are reserved in shared memory first. Raises Exhausted (RFC 4303 3.3.3: a number never
         repeats, with or without an anti-replay service, because the IV is derived from it).
         """
+        if self.expired:
+            raise Exhausted
         first = self._next
         following = first + count
         if following > self._reserved:
-            if following - 1 > self._last or self.expired:
+            if following - 1 > self._last:
                 self.expire()
                 raise Exhausted
             self._reserved = min(following + RESERVE, self._last)
