@@ -1,0 +1,35 @@
+"""Fixtures of the ESP tests: one rig for a module, a tunnel with fixed keys behind the guard."""
+
+import pytest
+
+from ipsec_lab.esp_pair import EspPair
+from ipsec_lab.guard import Guard
+from ipsec_lab.sniffer import Sniffer
+from ipsec_lab.topology import Topology
+
+
+@pytest.fixture(scope="module")
+def esp_rig():
+    with Topology() as topology:
+        yield topology
+
+
+@pytest.fixture
+def esp_guard(esp_rig):
+    """Drops and counts clear text on the WAN; at the end none may have been seen, nor may a frame
+    have carried the marker of the test traffic."""
+    guard = Guard(esp_rig)
+    with Sniffer(esp_rig.wan) as sniffer:
+        yield guard
+    counters = guard.counters()
+    guard.end_nat()
+    guard.remove()
+    assert counters.clear == 0
+    assert sniffer.sighting().marked == 0, sniffer.sighting().first_marked
+
+
+@pytest.fixture
+def esp_pair(esp_rig, esp_guard, request):
+    """A tunnel; parametrize indirectly with a Suite for another than AES-GCM in UDP over IPv4."""
+    with EspPair(esp_rig, getattr(request, "param", None)) as pair:
+        yield pair
