@@ -146,10 +146,14 @@ class Outer:
                     self.send(path, data[start : start + segment], tos)
             elif exc.errno == errno.EMSGSIZE:
                 self._send_fragmented(path, data, tos)
+            elif path.sock.type == socket.SOCK_RAW:
+                # It may be an ICMP error about an earlier packet; asking has cleared it.
+                self._send_later(path, data, tos, segment)
             else:
                 self._failed(1 if single else -(-len(data) // segment))
 
     def _send_later(self, path: Path, data: memoryview, tos: int, segment: int) -> None:
+        """Once more, when there is room in the socket's buffer."""
         waiting = select.poll()
         waiting.register(path.sock, select.POLLOUT)
         waiting.poll(_PATIENCE)
@@ -176,6 +180,11 @@ class Outer:
 def open_raw(family: int) -> socket.socket:
     """A socket for IP protocol 50. Raises DataplaneError without CAP_NET_RAW."""
     try:
-        return socket.socket(family, socket.SOCK_RAW, linux.IPPROTO_ESP)
+        sock = socket.socket(family, socket.SOCK_RAW, linux.IPPROTO_ESP)
+        if family == socket.AF_INET6:
+            # Only so does the kernel learn path MTUs for an unconnected raw socket in IPv6. The
+            # price is that other ICMP errors come up in send and receive (``Outer``, ``Receiver``).
+            sock.setsockopt(socket.IPPROTO_IPV6, linux.IPV6_RECVERR, 1)
+        return sock
     except OSError as exc:
         raise DataplaneError(f"no socket for IP protocol 50 (ESP): {exc}; CAP_NET_RAW?") from exc

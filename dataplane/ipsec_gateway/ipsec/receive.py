@@ -154,13 +154,17 @@ class Receiver:
                     (self._view,), 256, socket.MSG_DONTWAIT
                 )
             except BlockingIOError:
-                return
+                break
+            except OSError:
+                continue  # an ICMP error about what we sent; the kernel has noted the path MTU
             remote = Endpoint(address[0], 0)
             if v6:
                 self._one(self._view[:size], _udp_ancillary(ancillary)[1], remote)
             else:
                 header = (self._buffer[0] & 15) * 4
                 self._one(self._view[header:size], self._buffer[1], remote)
+        if v6:
+            _discard_errors(sock)
 
     def _datagrams(
         self,
@@ -371,6 +375,15 @@ def _udp_ancillary(ancillary: Iterable[tuple[int, int, bytes]]) -> tuple[int, in
         ):
             tos = int.from_bytes(data, sys.byteorder)
     return segment, tos
+
+
+def _discard_errors(sock: socket.socket) -> None:
+    """Empty the error queue, which would otherwise fill the receive buffer."""
+    try:
+        while True:
+            sock.recvmsg(0, 0, socket.MSG_ERRQUEUE | socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return
 
 
 def _local_address(ancillary: Iterable[tuple[int, int, bytes]]) -> str:
