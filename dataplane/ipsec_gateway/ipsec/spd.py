@@ -8,6 +8,7 @@ they alone contain.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable
 from typing import Final
 
@@ -20,11 +21,16 @@ from ipsec_gateway.ipsec.sa import FLOW_CACHE, OutboundSa
 class OutboundDatabase:
     """SPD and SAD of the outbound direction."""
 
-    __slots__ = ("_flows", "_ordered", "_policies", "_sas")
+    __slots__ = ("_candidates", "_edges", "_flows", "_ordered", "_policies", "_sas")
 
     def __init__(self) -> None:
         self._policies: Final[dict[PolicyId, PolicySpec]] = {}
-        self._ordered: list[PolicySpec] = []
+        #: By priority; None after a change, until the next packet.
+        self._ordered: list[PolicySpec] | None = None
+        # Destinations are cut into intervals at the ends of all selectors; all packets to one
+        # interval have the same few policies to look at, found when the first of them comes.
+        self._edges: Final[dict[int, list[bytes]]] = {4: [], 16: []}
+        self._candidates: Final[dict[tuple[int, int], list[PolicySpec]]] = {}
         self._sas: Final[dict[int, list[OutboundSa]]] = {}
         self._flows: Final[dict[Flow, OutboundSa | Drop]] = {}
 
@@ -38,7 +44,7 @@ class OutboundDatabase:
         for policy_id in delete:
             if policy_id not in kept:
                 self._policies.pop(policy_id, None)
-        self._ordered = sorted(self._policies.values(), key=lambda p: p.priority)
+        self._ordered = None
         self._flows.clear()
 
     def add(self, sa: OutboundSa) -> None:
@@ -68,16 +74,46 @@ class OutboundDatabase:
     def policy(self, flow: Flow) -> PolicySpec | None:
         """The first policy that matches."""
         src, dst, protocol, one, two = flow
-        for policy in self._ordered:
+        for policy in self._at(dst):
             if covers(policy.id.source, src, protocol, one) and covers(
                 policy.id.destination, dst, protocol, two
             ):
                 return policy
         return None
 
+    def _at(self, address: bytes) -> list[PolicySpec]:
+        """The policies whose destination contains ``address``, in order."""
+        if self._ordered is None:
+            self._ordered = self._index()
+        size = len(address)
+        key = size, bisect_right(self._edges[size], address)
+        found = self._candidates.get(key)
+        if found is None:
+            found = self._candidates[key] = [
+                policy
+                for policy in self._ordered
+                if len(policy.id.destination.start) == size
+                and policy.id.destination.start <= address <= policy.id.destination.end
+            ]
+        return found
+
+    def _index(self) -> list[PolicySpec]:
+        self._candidates.clear()
+        for size, edges in self._edges.items():
+            cuts = set()
+            for policy in self._policies.values():
+                destination = policy.id.destination
+                if len(destination.start) == size:
+                    cuts.add(destination.start)
+                    after = int.from_bytes(destination.end, "big") + 1
+                    if after < 1 << 8 * size:
+                        cuts.add(after.to_bytes(size, "big"))
+            edges[:] = sorted(cuts)
+        return sorted(self._policies.values(), key=lambda p: p.priority)
+
     def reqids(self) -> set[int]:
         """Those that policies lead to."""
-        return {policy.reqid for policy in self._ordered}
+        return {policy.reqid for policy in self._policies.values()}
 
     def _search(self, flow: Flow) -> OutboundSa | Drop:
         policy = self.policy(flow)

@@ -66,7 +66,10 @@ class _Process:
         return self._process.pid
 
     async def request(self, body: Body) -> None:
-        """Raises _Gone, TimeoutError, or DataplaneError with the refusal."""
+        """Raises _Gone or DataplaneError with the refusal.
+
+        There is no time limit here: ``Supervisor`` ends a process that does not answer pings.
+        """
         number = next(self._numbers)
         answer: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         self._open[number] = answer
@@ -74,7 +77,7 @@ class _Process:
             if self._listener.done():
                 raise _Gone
             self._writer.write(encode(Request(number, body)))
-            reply = await asyncio.wait_for(answer, REPLY_TIMEOUT)
+            reply = await answer
         finally:
             self._open.pop(number, None)
         if reply.error:
@@ -148,7 +151,6 @@ class Supervisor:
         self._on_event: Final = on_event
         self._on_restart: Final = on_restart
         self._process: _Process | None = None
-        self._order: Final = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -178,18 +180,12 @@ class Supervisor:
         Returns when it is done, by this process or the next one. Raises DataplaneError with the
         process's refusal.
         """
-        async with self._order:
-            process = self._process
-            if process is None:
-                raise DataplaneError(f"the {self.direction}bound packet process is closed")
-            try:
-                await process.request(body)
-                return
-            except TimeoutError:
-                log.warning("packet process %s does not answer", self.direction)
-                process.kill()
-            except _Gone:
-                log.debug("packet process %s ended with a request open", self.direction)
+        process = self._process
+        if process is None:
+            raise DataplaneError(f"the {self.direction}bound packet process is closed")
+        try:
+            await process.request(body)
+        except _Gone:
             await process.replaced.wait()
 
     def post(self, body: Body) -> bool:
@@ -221,7 +217,13 @@ class Supervisor:
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(PING_INTERVAL)
-            await self.request(Ping())
+            process = self._process
+            try:
+                await asyncio.wait_for(self.request(Ping()), REPLY_TIMEOUT)
+            except TimeoutError:
+                if process is not None and process is self._process:
+                    log.warning("the %sbound packet process does not answer", self.direction)
+                    process.kill()
 
     async def _spawn(self) -> _Process:
         ours, theirs = socket.socketpair()

@@ -160,11 +160,11 @@ class Transmitter:
     def put_policies(self, put: Sequence[PolicySpec], delete: Sequence[PolicyId]) -> None:
         """Apply a difference to the SPD."""
         self._database.put(put, delete)
-        known = self._database.reqids()
-        for reqid in [r for r in self._held if r not in known]:
-            del self._held[reqid]
-        for reqid in [r for r in self._acquired if r not in known]:
-            del self._acquired[reqid]
+        if delete:
+            known = self._database.reqids()
+            for waiting in (self._held, self._acquired):
+                for reqid in waiting.keys() - known:
+                    del waiting[reqid]
 
     # Packets.
 

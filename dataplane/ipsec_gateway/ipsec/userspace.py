@@ -13,7 +13,6 @@ here. SAs end with the gateway: there is no one else who could carry on.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import heapq
 import logging
 import os
@@ -52,6 +51,8 @@ log = logging.getLogger(__name__)
 EVENTS: Final = 4096
 #: Seconds between two looks at the path MTUs that the kernel has learned or forgotten.
 MTU_INTERVAL: Final = 30.0
+#: Seconds after which a change of many SAs is looked at as one.
+MTU_DELAY: Final = 0.1
 
 
 class UserspaceBackend:
@@ -93,6 +94,9 @@ class UserspaceBackend:
         self._raw: list[socket.socket] = []
         self._workers: dict[Direction, Supervisor] = {}
         self._mtu_task: asyncio.Task[None] | None = None
+        self._adapting: asyncio.TimerHandle | None = None
+        #: Whether ``mtu`` is what a live SA needs, and not only where we began.
+        self._bounded = False
 
     async def start(self) -> None:
         """Create device, sockets and processes. Raises DataplaneError; nothing stays then."""
@@ -130,6 +134,9 @@ class UserspaceBackend:
             self._mtu_task.cancel()
             await asyncio.gather(self._mtu_task, return_exceptions=True)
             self._mtu_task = None
+        if self._adapting is not None:
+            self._adapting.cancel()
+            self._adapting = None
         await asyncio.gather(*(worker.close() for worker in self._workers.values()))
         self._workers.clear()
         for sock in self._raw:
@@ -167,7 +174,7 @@ class UserspaceBackend:
             del self._sas[spec.id]
             heapq.heappush(self._free, self._slots.pop(spec.id))
             raise DataplaneError(f"{what}: {exc}") from exc
-        self._adapt_mtu()
+        self._narrow_mtu(spec)
 
     async def update_sa(self, update: UpdateSa) -> None:
         """Move an SA; it keeps its id. Raises DataplaneError if there is none."""
@@ -178,7 +185,7 @@ class UserspaceBackend:
         await self._worker(known).request(
             UpdateSa(known, update.source, update.destination, update.encap)
         )
-        self._adapt_mtu()
+        self._adapt_soon()
 
     async def delete_sa(self, sa: SaId) -> None:
         """Remove an SA; no error if it is gone already."""
@@ -190,7 +197,7 @@ class UserspaceBackend:
         slot = self._slots.pop(known, None)
         if slot is not None:
             heapq.heappush(self._free, slot)
-        self._adapt_mtu()
+        self._adapt_soon()
 
     async def put_policies(self, put: Sequence[PolicySpec], delete: Sequence[PolicyId]) -> None:
         """Apply a difference of the SPD; the puts take effect before the deletes.
@@ -297,7 +304,7 @@ class UserspaceBackend:
     def _on_event(self, message: Message) -> None:
         if isinstance(message, PathMtu):
             log.info("path to %s carries %d octets", message.destination, message.mtu)
-            self._adapt_mtu()
+            self._adapt_soon()
         elif self._queue.qsize() < EVENTS:
             self._queue.put_nowait(message)  # type: ignore[arg-type]  # Reply and Request do not come here
 
@@ -307,10 +314,25 @@ class UserspaceBackend:
 
     # MTU.
 
-    def _adapt_mtu(self) -> None:
-        """Let the device's MTU follow the narrowest way of a live outbound SA."""
-        if self._fixed_mtu is not None or self._tun is None:
+    def _adapt_soon(self) -> None:
+        """``_adapt_mtu`` once for all that happens in the next moment."""
+        if self._adapting is None and self._fixed_mtu is None:
+            loop = asyncio.get_running_loop()
+            self._adapting = loop.call_later(MTU_DELAY, self._adapt_mtu)
+
+    def _narrow_mtu(self, spec: SaSpec) -> None:
+        """A new SA: what it needs holds before its first packet."""
+        if self._fixed_mtu is not None or spec.id.direction is not Direction.OUT:
             return
+        path = mtus.path_mtu(spec.source.address, spec.destination.address)
+        if path:
+            room = max(mtus.MINIMUM, mtus.inner_mtu(path, spec))
+            self._set_mtu(min(self.mtu, room) if self._bounded else room)
+            self._bounded = True
+
+    def _adapt_mtu(self) -> None:
+        """Let the device's MTU follow the narrowest way of all live outbound SAs."""
+        self._adapting = None
         paths: dict[tuple[str, str], int] = {}
         narrowest = 0
         for sa, spec in self._sas.items():
@@ -322,17 +344,21 @@ class UserspaceBackend:
             if paths[key]:
                 room = mtus.inner_mtu(paths[key], spec)
                 narrowest = min(narrowest or room, room)
-        wanted = max(mtus.MINIMUM, narrowest) if narrowest else self.mtu
-        if wanted != self.mtu:
-            try:
-                tun.set_mtu(self._device, wanted)
-            except OSError as exc:
-                log.warning("MTU %d of %s: %s", wanted, self._device, exc)
-                return
-            self.mtu = wanted
+        self._bounded = narrowest > 0
+        if narrowest:
+            self._set_mtu(max(mtus.MINIMUM, narrowest))
+
+    def _set_mtu(self, wanted: int) -> None:
+        if wanted == self.mtu or self._tun is None:
+            return
+        try:
+            tun.set_mtu(self._device, wanted)
+        except OSError as exc:
+            log.warning("MTU %d of %s: %s", wanted, self._device, exc)
+            return
+        self.mtu = wanted
 
     async def _follow_mtu(self) -> None:
-        with contextlib.suppress(asyncio.CancelledError):
-            while True:
-                await asyncio.sleep(MTU_INTERVAL)
-                self._adapt_mtu()
+        while True:
+            await asyncio.sleep(MTU_INTERVAL)
+            self._adapt_soon()

@@ -4,10 +4,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ipsec_gateway.ipsec.base import PolicyAction, PolicyDirection, PolicyId
 from ipsec_gateway.ipsec.drops import Drop
-from ipsec_gateway.ipsec.packet import Flow
+from ipsec_gateway.ipsec.packet import Flow, covers
 from ipsec_gateway.ipsec.sa import RESERVE, Exhausted, InboundSa, OutboundSa
 from ipsec_gateway.ipsec.shared import SharedState, Word
 from ipsec_gateway.ipsec.spd import OutboundDatabase
@@ -50,6 +52,56 @@ def test_the_first_policy_in_order_decides(state: SharedState) -> None:
     assert database.find(FLOW) is Drop.OUT_NOT_FOR_US
     database.put([], [none.id])
     assert database.find(FLOW) is sa
+
+
+@st.composite
+def selectors(draw: st.DrawFn) -> TrafficSelector:
+    """Ranges of few addresses, so that they overlap often, of both families."""
+    size = draw(st.sampled_from([4, 16]))
+    low, high = sorted(draw(st.tuples(st.integers(0, 12), st.integers(0, 12))))
+    top = draw(st.booleans())
+    prefix = b"\xff" * (size - 1) if top else bytes(size - 1)
+    end = 255 if top and high == 12 else high
+    port = draw(st.sampled_from([(0, 65535), (5, 9), (7, 7)]))
+    return TrafficSelector(
+        prefix + bytes([low]), prefix + bytes([end]), draw(st.sampled_from([0, 17])), *port
+    )
+
+
+@given(
+    st.lists(st.tuples(selectors(), selectors(), st.integers(0, 5)), max_size=12),
+    st.lists(st.tuples(selectors(), selectors(), st.sampled_from([6, 7])), min_size=1, max_size=8),
+    st.integers(0, 12),
+)
+def test_the_index_finds_what_a_look_at_all_policies_finds(
+    entries: list[tuple[TrafficSelector, TrafficSelector, int]],
+    packets: list[tuple[TrafficSelector, TrafficSelector, int]],
+    removed: int,
+) -> None:
+    database = OutboundDatabase()
+    policies = {}
+    for number, (src, dst, priority) in enumerate(entries):
+        entry = policy(src, dst, priority=priority * 100 + number)
+        policies[entry.id] = entry
+    database.put(policies.values(), [])
+    database.policy(FLOW)
+    gone = list(policies)[:removed]
+    database.put([], gone)
+    for key in gone:
+        del policies[key]
+    ordered = sorted(policies.values(), key=lambda p: p.priority)
+    for src, dst, port in packets:
+        flow = (src.start, dst.end, 17, port, port)
+        expected = next(
+            (
+                p
+                for p in ordered
+                if covers(p.id.source, src.start, 17, port)
+                and covers(p.id.destination, dst.end, 17, port)
+            ),
+            None,
+        )
+        assert database.policy(flow) == expected
 
 
 def test_policies_of_other_directions_do_not_count(state: SharedState) -> None:
