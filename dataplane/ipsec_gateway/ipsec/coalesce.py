@@ -24,6 +24,8 @@ from ipsec_gateway.ipsec.tun import VNET
 
 _ACK, _PSH, _FIN, _ECE = 0x10, 0x08, 0x01, 0x40
 _H: Final = struct.Struct("!H")
+#: The largest joined packet, in octets (IPv4 total length).
+MAX_PACKET: Final = 65535
 
 
 class Layout:
@@ -173,7 +175,12 @@ class Burst:
                 joined &= ids[1:] - ids[:-1] == np.uint16(1)
         joined &= right[1:] & right[:-1]
         cuts = (np.flatnonzero(~joined) + 1).tolist()
-        return list(zip([0, *cuts], [*cuts, count], strict=True))
+        most = (MAX_PACKET - header) // layout.mss
+        return [
+            (at, min(at + most, end))
+            for start, end in zip([0, *cuts], [*cuts, count], strict=True)
+            for at in range(start, end, most)
+        ]
 
     def _checksums(self, count: int, layout: Layout) -> NDArray[np.bool_]:
         """Whether each row's TCP checksum is right."""

@@ -94,6 +94,22 @@ def test_a_stream_is_joined_as_the_kernel_would(wire: Wire, version: int) -> Non
     assert len(joined) == len(whole)
 
 
+@pytest.mark.parametrize("version", [4, 6])
+def test_two_bursts_are_joined_up_to_what_a_packet_can_hold(wire: Wire, version: int) -> None:
+    wire.connect()
+    packets = stream(90, 1200, version=version)
+    header = 4 if version == 4 else 41
+    sealed = [esp(p, n, header=header) for n, p in enumerate(packets, 1)]
+    for start in (0, 45):
+        burst(wire, sealed[start : start + 45])
+    wire.into.drain_udp(wire.sock_b)
+    found = wire.packets()
+    start = 52 if version == 4 else 72
+    assert b"".join(p[start:] for p in found) == b"".join(p[start:] for p in packets)
+    assert len(found) == 2
+    assert max(map(len, found)) <= 65535
+
+
 def spoil(index: int, place: int, value: int) -> Callable[[list[bytes]], None]:
     """A changed header octet with checksums that fit it."""
 
