@@ -254,11 +254,14 @@ class EspPair:
             gateway = self.gateway(name)
             gateway.do(gateway.backend.put_policies(self.policies(name), []))
             site, other = self.topology.site(name), self.topology.site(self._other(name))
+            # The twin takes over when the device goes, as the gateway's own routing has it; without
+            # it a late TCP segment would leave in clear text after the tunnel has been closed.
             gateway.namespace.ip(
+                *(f"route replace unreachable {net} metric 4242" for net in other.lans),
                 *(
                     f"route add {net} dev {gateway.backend.device} src {site.gateway(index)}"
                     for index, net in enumerate(other.lans)
-                )
+                ),
             )
         self.add(0)
 
