@@ -134,6 +134,10 @@ class Outer:
     def send(self, path: Path, data: memoryview, tos: int, segment: int = 0) -> None:
         """Send one packet or a burst; what the kernel refuses is counted, never raised."""
         single = not segment or segment >= len(data)
+        if not single and not path.batches:
+            for start in range(0, len(data), segment):
+                self.send(path, data[start : start + segment], tos)
+            return
         try:
             path.send(data, tos, 0 if single else segment)
         except BlockingIOError:

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import os
 import socket
-import sys
 import time
 from collections.abc import Callable, Iterable
 from typing import Final
 
 from cryptography.exceptions import InvalidTag
 
-from ipsec_gateway.ipsec import ecn, linux
+from ipsec_gateway.ipsec import ecn
+from ipsec_gateway.ipsec.ancillary import discard_errors, local_address, udp_ancillary
 from ipsec_gateway.ipsec.base import IkeFromDataplane
 from ipsec_gateway.ipsec.coalesce import Burst, Layout
 from ipsec_gateway.ipsec.drops import Drop
@@ -46,7 +46,11 @@ _BUFFER: Final = 4 * _READ
 #: Datagrams looked at together.
 _ROWS: Final = 128
 
-_NOBODY: Final = Endpoint("", 0)
+#: Octets of a datagram, outer TOS, sender.
+_Origin = tuple[int, int, Endpoint]
+#: Octets read, where they come from, ancillary data.
+_Read = tuple[int, _Origin, list[tuple[int, int, bytes]]]
+_NOBODY: Final = (0, 0, Endpoint("", 0))
 _NOTHING: Final[list[tuple[int, int, bytes]]] = []
 
 Event = Expire | Mapping | UnknownSpi | IkeFromDataplane
@@ -73,6 +77,7 @@ class Receiver:
         self._by_spi: Final[dict[int, InboundSa]] = {}
         self._buffer: Final = bytearray(_BUFFER)
         self._view: Final = memoryview(self._buffer)
+        self._outer_header: Final = bytearray(20)
         self._bursts: Final[dict[tuple[int, int, int, int], Burst]] = {}
         self._mapped: Final[dict[int, int]] = {}
         self._unknown: Final[set[int]] = set()
@@ -111,71 +116,86 @@ class Receiver:
     # Sockets.
 
     def drain_udp(self, sock: socket.socket) -> None:
-        """Read what a UDP socket has, up to DRAIN times.
+        """Read what a UDP socket has, up to DRAIN times."""
+
+        def read(used: int) -> _Read:
+            size, ancillary, _, address = sock.recvmsg_into(
+                (self._view[used : used + _READ],), 256, socket.MSG_DONTWAIT
+            )
+            joined, tos = udp_ancillary(ancillary)
+            return size, (joined or size, tos, Endpoint(address[0], address[1])), ancillary
+
+        self._collect(read, DRAIN, sock)
+
+    def drain_raw(self, sock: socket.socket) -> None:
+        """Read what a socket for IP protocol 50 has, up to 4 * DRAIN times."""
+
+        def read_v4(used: int) -> _Read:
+            # The IP header comes first; its destination was ours, or it would not be here.
+            header, body = self._outer_header, self._view[used : used + _READ]
+            size, _, _, address = sock.recvmsg_into((header, body), 0, socket.MSG_DONTWAIT)
+            size -= len(header)
+            options = (header[0] & 15) * 4 - len(header)
+            if options > 0:
+                size -= options
+                body[:size] = body[options : options + size]
+            return size, (size, header[1], Endpoint(address[0], 0)), _NOTHING
+
+        def read_v6(used: int) -> _Read:
+            body = self._view[used : used + _READ]
+            size, ancillary, _, address = sock.recvmsg_into((body,), 256, socket.MSG_DONTWAIT)
+            tos = udp_ancillary(ancillary)[1]
+            return size, (size, tos, Endpoint(address[0], 0)), _NOTHING
+
+        if sock.family == socket.AF_INET6:
+            self._collect(read_v6, 4 * DRAIN, None)
+            discard_errors(sock)
+        else:
+            self._collect(read_v4, 4 * DRAIN, None)
+
+    def _collect(
+        self, read: Callable[[int], _Read], times: int, sock: socket.socket | None
+    ) -> None:
+        """Call ``read`` until there is nothing, or ``times`` times.
 
         Reads of whole datagrams of one size from one peer are put behind each other in the buffer
         and looked at together, because a matrix costs nearly the same whatever its height.
         """
         self._now = time.monotonic_ns()
         used = 0
-        segment, tos, remote, ancillary = 0, 0, _NOBODY, _NOTHING
-        for _ in range(DRAIN):
+        origin, ancillary = _NOBODY, _NOTHING
+        for _ in range(times):
             try:
-                size, fresh, _, address = sock.recvmsg_into(
-                    (self._view[used : used + _READ],), 256, socket.MSG_DONTWAIT
-                )
-            except BlockingIOError:
-                break
-            joined, new_tos = _udp_ancillary(fresh)
-            origin = (joined or size, new_tos, Endpoint(address[0], address[1]))
-            if used and origin != (segment, tos, remote):
-                self._datagrams(used, segment, tos, remote, sock, ancillary)
-                self._view[:size] = self._view[used : used + size]
-                used = 0
-            segment, tos, remote = origin
-            ancillary = fresh
-            used += size
-            if not segment or size % segment or used > _BUFFER - _READ or used > _ROWS * segment:
-                self._datagrams(used, segment, tos, remote, sock, ancillary)
-                used = 0
-        if used:
-            self._datagrams(used, segment, tos, remote, sock, ancillary)
-
-    def drain_raw(self, sock: socket.socket) -> None:
-        """Read what a socket for IP protocol 50 has, up to 4 * DRAIN times.
-
-        IPv4 sockets give the IP header too; its destination was ours, or it would not be here.
-        """
-        self._now = time.monotonic_ns()
-        v6 = sock.family == socket.AF_INET6
-        for _ in range(4 * DRAIN):
-            try:
-                size, ancillary, _, address = sock.recvmsg_into(
-                    (self._view,), 256, socket.MSG_DONTWAIT
-                )
+                size, fresh, new_ancillary = read(used)
             except BlockingIOError:
                 break
             except OSError:
                 continue  # an ICMP error about what we sent; the kernel has noted the path MTU
-            remote = Endpoint(address[0], 0)
-            if v6:
-                self._one(self._view[:size], _udp_ancillary(ancillary)[1], remote)
-            else:
-                header = (self._buffer[0] & 15) * 4
-                self._one(self._view[header:size], self._buffer[1], remote)
-        if v6:
-            _discard_errors(sock)
+            if used and fresh != origin:
+                self._datagrams(used, origin, sock, ancillary)
+                self._view[:size] = self._view[used : used + size]
+                used = 0
+            origin, ancillary = fresh, new_ancillary
+            segment = origin[0]
+            used += size
+            if not segment or size % segment or used > _BUFFER - _READ or used > _ROWS * segment:
+                self._datagrams(used, origin, sock, ancillary)
+                used = 0
+        if used:
+            self._datagrams(used, origin, sock, ancillary)
 
     def _datagrams(
         self,
         size: int,
-        segment: int,
-        tos: int,
-        remote: Endpoint,
-        sock: socket.socket,
+        origin: _Origin,
+        sock: socket.socket | None,
         ancillary: Iterable[tuple[int, int, bytes]],
     ) -> None:
-        """Datagrams of ``segment`` octets, of which the last may be shorter, from one peer."""
+        """``size`` octets of datagrams of one size, of which the last may be shorter.
+
+        ``sock`` is given where there may be IKE among them.
+        """
+        segment, tos, remote = origin
         start = 0
         if self._vector and segment and size >= VECTOR * segment:
             count = size // segment
@@ -184,7 +204,7 @@ class Receiver:
         while start < size:
             packet = self._view[start : min(start + segment, size)]
             start += segment
-            if is_ike(packet):
+            if sock is not None and is_ike(packet):
                 self._ike(packet, remote, sock, ancillary)
             else:
                 self._one(packet, tos, remote)
@@ -198,7 +218,7 @@ class Receiver:
     ) -> None:
         """Receive offload put it behind ESP. Keepalives and fragments of a marker are dropped."""
         if len(packet) > 4:
-            local = Endpoint(_local_address(ancillary), sock.getsockname()[1])
+            local = Endpoint(local_address(ancillary), sock.getsockname()[1])
             self._emit(IkeFromDataplane(bytes(packet[4:]), local, remote))
 
     # One packet.
@@ -361,35 +381,3 @@ class Receiver:
         if spi not in self._unknown and len(self._unknown) < UNKNOWN_PER_SECOND:
             self._unknown.add(spi)
             self._emit(UnknownSpi(spi, remote))
-
-
-def _udp_ancillary(ancillary: Iterable[tuple[int, int, bytes]]) -> tuple[int, int]:
-    """(size of the joined datagrams or 0, TOS or traffic class)."""
-    segment = tos = 0
-    for level, kind, data in ancillary:
-        if level == socket.IPPROTO_UDP and kind == linux.UDP_GRO:
-            segment = int.from_bytes(data, sys.byteorder)
-        elif (level, kind) == (socket.IPPROTO_IP, linux.IP_TOS) or (level, kind) == (
-            socket.IPPROTO_IPV6,
-            linux.IPV6_TCLASS,
-        ):
-            tos = int.from_bytes(data, sys.byteorder)
-    return segment, tos
-
-
-def _discard_errors(sock: socket.socket) -> None:
-    """Empty the error queue, which would otherwise fill the receive buffer."""
-    try:
-        while True:
-            sock.recvmsg(0, 0, socket.MSG_ERRQUEUE | socket.MSG_DONTWAIT)
-    except BlockingIOError:
-        return
-
-
-def _local_address(ancillary: Iterable[tuple[int, int, bytes]]) -> str:
-    for level, kind, data in ancillary:
-        if (level, kind) == (socket.IPPROTO_IP, linux.IP_PKTINFO):
-            return socket.inet_ntop(socket.AF_INET, data[8:12])
-        if (level, kind) == (socket.IPPROTO_IPV6, linux.IPV6_PKTINFO):
-            return socket.inet_ntop(socket.AF_INET6, data[:16])
-    return ""

@@ -219,7 +219,7 @@ class Transmitter:
         if whole is None:
             return self._drop(Drop.OUT_MALFORMED)
         path = self._paths[sa]
-        if whole.count < VECTOR or not self._vector or not path.batches or l4 & 3:
+        if whole.count < VECTOR or not self._vector or l4 & 3:
             for segment in segments(whole):
                 self._single(sa, segment)
             return None
