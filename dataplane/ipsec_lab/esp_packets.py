@@ -120,14 +120,15 @@ def tcp(
     ident: int = 500,
     tos: int = 0,
     sport: int = 40000,
+    source: str = "10.1.0.2",
 ) -> bytearray:
-    """A TCP packet with all checksums right, DF set."""
+    """A TCP packet with all checksums right, DF set; ``source`` is for IPv4 alone."""
     segment = bytearray(
         struct.pack("!HHIIBBHHH", sport, 5001, seq, 9, (20 + len(options)) << 2, flags, 500, 0, 0)
     )
     segment += options + payload
     if version == 4:
-        src, dst = socket.inet_aton("10.1.0.2"), socket.inet_aton("10.2.0.2")
+        src, dst = socket.inet_aton(source), socket.inet_aton("10.2.0.2")
         head = bytearray(
             struct.pack(
                 "!BBHHHBBH4s4s",
