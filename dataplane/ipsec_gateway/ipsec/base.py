@@ -8,7 +8,7 @@ differences, so nothing here counts references.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Protocol
 
@@ -103,6 +103,11 @@ class IkeFromDataplane:
     data: bytes
     local: Endpoint
     remote: Endpoint
+
+
+def moved(spec: SaSpec, update: UpdateSa) -> SaSpec:
+    """``spec`` at the addresses of ``update``; its id, by which it is found, stays."""
+    return replace(spec, source=update.source, destination=update.destination, encap=update.encap)
 
 
 class IpsecBackend(Protocol):

@@ -181,6 +181,15 @@ class Outer:
             self._report(PathMtu(path.destination.address, mtu))
 
 
+def outer_families() -> list[int]:
+    """AF_INET, and AF_INET6 unless this kernel is without IPv6."""
+    try:
+        socket.socket(socket.AF_INET6, socket.SOCK_DGRAM).close()
+    except OSError:
+        return [socket.AF_INET]
+    return [socket.AF_INET, socket.AF_INET6]
+
+
 def open_raw(family: int) -> socket.socket:
     """A socket for IP protocol 50. Raises DataplaneError without CAP_NET_RAW."""
     try:

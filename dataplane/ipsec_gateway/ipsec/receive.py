@@ -18,7 +18,7 @@ from cryptography.exceptions import InvalidTag
 
 from ipsec_gateway.ipsec import ecn
 from ipsec_gateway.ipsec.ancillary import discard_errors, local_address, udp_ancillary
-from ipsec_gateway.ipsec.base import IkeFromDataplane
+from ipsec_gateway.ipsec.base import IkeFromDataplane, moved
 from ipsec_gateway.ipsec.coalesce import Burst, Layout
 from ipsec_gateway.ipsec.drops import Drop
 from ipsec_gateway.ipsec.esp import EspError, spi_and_sequence, strip, unseal
@@ -100,6 +100,7 @@ class Receiver:
         """The peer of an SA sends from elsewhere now."""
         sa = self._by_spi.get(update.id.spi)
         if sa is not None:
+            sa.spec = moved(sa.spec, update)
             sa.remote = update.source
             self._mapped.pop(sa.spi, None)
 

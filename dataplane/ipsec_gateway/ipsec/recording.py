@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from ipsec_gateway.ipsec.base import (
     DataplaneError,
@@ -17,6 +17,7 @@ from ipsec_gateway.ipsec.base import (
     PolicyId,
     PolicySpec,
     SaCounters,
+    moved,
 )
 from ipsec_ike.actions import Direction, SaId, SaSpec, UpdateSa
 from ipsec_ike.inputs import Endpoint
@@ -140,8 +141,3 @@ class RecordingBackend:
             s for s in self.sas.values() if s.reqid == reqid and s.id.direction is Direction.OUT
         ]
         return found[-1] if found else None
-
-
-def moved(spec: SaSpec, update: UpdateSa) -> SaSpec:
-    """``spec`` at the addresses of ``update``; its id, by which it is found, stays."""
-    return replace(spec, source=update.source, destination=update.destination, encap=update.encap)

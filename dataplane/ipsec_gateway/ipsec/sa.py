@@ -88,6 +88,7 @@ class _Sa:
         self._packets += packets
         self._bytes += octets
         words, base = self._words, self._base
+        # BYTES, PACKETS and LAST_SEEN of Word, as plain numbers: this runs for each packet.
         words[base + 1] = self._bytes
         words[base + 2] = self._packets
         words[base + 5] = now

@@ -15,7 +15,7 @@ from typing import Final
 
 import numpy as np
 
-from ipsec_gateway.ipsec.base import PolicyId, PolicySpec
+from ipsec_gateway.ipsec.base import PolicyId, PolicySpec, moved
 from ipsec_gateway.ipsec.drops import Drop
 from ipsec_gateway.ipsec.ecn import tos_of
 from ipsec_gateway.ipsec.esp import encapsulate_into, sealed_length
@@ -39,6 +39,8 @@ VECTOR: Final = 8
 ACQUIRE_INTERVAL: Final = 1.0
 #: The largest packet kept for an SA to come, in octets.
 HELD_SIZE: Final = 9216
+#: Seconds after which nobody waits for it any more.
+HELD_TIME: Final = 10.0
 #: Shapes of matrices kept, 130 kB each.
 _SHAPES: Final = 16
 
@@ -114,7 +116,7 @@ class Transmitter:
         self._packet: Final = bytearray(65536 + 64)
         self._view: Final = memoryview(self._packet)
         self._data: Final = np.frombuffer(self._packet, np.uint8)
-        self._held: Final[dict[int, tuple[bytes, bytes]]] = {}
+        self._held: Final[dict[int, tuple[bytes, bytes, float]]] = {}
         self._acquired: Final[dict[int, float]] = {}
         self._now = 0
 
@@ -135,8 +137,8 @@ class Transmitter:
         self._paths[sa] = path
         self._database.add(sa)
         held = self._held.pop(spec.reqid, None)
-        if held is not None:
-            header, packet = held
+        if held is not None and time.monotonic() - held[2] < HELD_TIME:
+            header, packet, _ = held
             self._header[:] = header
             self._packet[: len(packet)] = packet
             self._handle(len(packet))
@@ -149,6 +151,7 @@ class Transmitter:
             self._paths[sa] = self._outer.path(
                 update.source, update.destination, encap=update.encap
             )
+            sa.spec = moved(sa.spec, update)
 
     def delete_sa(self, sa_id: SaId) -> None:
         """Stop using an SA; it is no error if it is gone already."""
@@ -291,9 +294,9 @@ class Transmitter:
         if policy is None:
             return
         # The newest packet of each policy waits for its SA, so that a first ping is answered.
-        if len(packet) <= HELD_SIZE:
-            self._held[policy.reqid] = (bytes(self._header), bytes(packet))
         now = time.monotonic()
+        if len(packet) <= HELD_SIZE:
+            self._held[policy.reqid] = (bytes(self._header), bytes(packet), now)
         if now - self._acquired.get(policy.reqid, -ACQUIRE_INTERVAL) >= ACQUIRE_INTERVAL:
             self._acquired[policy.reqid] = now
             src, dst, protocol, one, two = flow

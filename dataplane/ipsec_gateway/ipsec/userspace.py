@@ -32,12 +32,12 @@ from ipsec_gateway.ipsec.base import (
     PolicySpec,
     SaCounters,
     WorkerRestarted,
+    moved,
 )
 from ipsec_gateway.ipsec.control import AddSa, Body, DeliverEsp, Message, PutPolicies
 from ipsec_gateway.ipsec.drops import Drop
 from ipsec_gateway.ipsec.natt import prepare
-from ipsec_gateway.ipsec.outer import PathMtu, open_raw
-from ipsec_gateway.ipsec.recording import moved
+from ipsec_gateway.ipsec.outer import PathMtu, open_raw, outer_families
 from ipsec_gateway.ipsec.shared import SLOTS, SharedState, Word
 from ipsec_gateway.ipsec.supervisor import Supervisor
 from ipsec_ike.actions import Direction, SaId, SaSpec, UpdateSa
@@ -104,7 +104,7 @@ class UserspaceBackend:
             self._tun = tun.open_tun(self._device)
             tun.bring_up(self._device, self.mtu)
             if self._want_raw:
-                for family in (socket.AF_INET, socket.AF_INET6):
+                for family in outer_families():
                     self._raw.append(open_raw(family))
                     prepare(self._raw[-1])
             self._state = SharedState.create()

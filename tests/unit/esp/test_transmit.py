@@ -1,6 +1,7 @@
 """From the TUN device to the wire (``transmit``), with sockets in place of both."""
 
 import struct
+import time
 from dataclasses import replace
 from ipaddress import ip_address
 
@@ -125,6 +126,16 @@ def test_what_waits_goes_with_its_policy(wire: Wire) -> None:
     wire.send(udp4())
     wire.out.drain()
     wire.out.put_policies([], [entry.id])
+    wire.out.add_sa(wire.spec(), 0)
+    assert not wire.captured()
+
+
+def test_nobody_waits_for_an_old_packet(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    wire.out.put_policies([policy(NETS_A[0], NETS_B[0])], [])
+    wire.send(udp4())
+    wire.out.drain()
+    later = time.monotonic() + 11
+    monkeypatch.setattr("ipsec_gateway.ipsec.transmit.time.monotonic", lambda: later)
     wire.out.add_sa(wire.spec(), 0)
     assert not wire.captured()
 
