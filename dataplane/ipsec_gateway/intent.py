@@ -65,6 +65,14 @@ class Problem:
 
 
 @dataclass(frozen=True, slots=True)
+class ChildOwner:
+    """The object that a CHILD_SA comes from, and how many of its selector pairs it carries."""
+
+    ref: ObjectRef
+    selectors: int
+
+
+@dataclass(frozen=True, slots=True)
 class Intent:
     """The desired state of this gateway."""
 
@@ -77,6 +85,8 @@ class Intent:
     mtus: Mapping[Network, int] = field(default_factory=dict)
     #: Remote subnets by the TCP MSS that a peer sets.
     clamps: Mapping[int, tuple[Network, ...]] = field(default_factory=dict)
+    #: Where each CHILD_SA comes from, by (peer, child).
+    children: Mapping[tuple[str, str], ChildOwner] = field(default_factory=dict)
     problems: tuple[Problem, ...] = ()
 
 
@@ -135,6 +145,11 @@ def intent(tunnels: Iterable[TunnelConfig], facts: Facts) -> Intent:
         ),
         mtus=mtus,
         clamps=clamps,
+        children={
+            (e.tunnel.key, e.name): ChildOwner(e.policy.source, len(e.selectors))
+            for e in entries
+            if e.key in reqids
+        },
         problems=tuple(problems),
     )
 

@@ -1,0 +1,308 @@
+"""The status of each object, as conditions with cause and remedy (kubernetes-peers.md 5d).
+
+``Healthy`` is not among them: it needs the probe, which is not built yet, and a condition that
+nobody measures would be a lie. ``Ready`` is the conjunction of the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ipsec_api.conditions import Condition, set_condition
+from ipsec_api.modeconfig import ModeConfigStatus
+from ipsec_api.peer_status import ChildSaCount, IPsecPeerStatus, NatDetected
+from ipsec_api.policy import IPsecPolicyStatus
+from ipsec_api.rejection import Finding
+from ipsec_api.rules import SpecModel
+from ipsec_api.snapshot import IPsecPeer, IPsecPolicy
+from ipsec_api.tunnel import TunnelConfig
+from ipsec_gateway.board import Cause, PeerState, fold
+from ipsec_gateway.intent import ChildOwner, Intent, Problem
+from ipsec_gateway.lastgood import InForce, Key
+from ipsec_ike.events import Event, IkeSaUp
+
+#: Longest message of a condition that we write; the schema allows more.
+_LONGEST = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class _Verdict:
+    """A condition before it has a time."""
+
+    type: str
+    status: str
+    reason: str
+    message: str = ""
+
+
+@dataclass(slots=True)
+class _View:
+    """What is known about the objects as they are now."""
+
+    in_force: InForce = field(default_factory=InForce)
+    tunnels: dict[Key, TunnelConfig] = field(default_factory=dict)
+    problems: dict[Key, list[Problem]] = field(default_factory=dict)
+    #: Children of an object, peers and policies alike: (peer, child) and its owner.
+    children: dict[Key, list[tuple[str, str, ChildOwner]]] = field(default_factory=dict)
+    expected: dict[str, list[str]] = field(default_factory=dict)
+
+
+class StatusBoard:
+    """All statuses. ``clock`` gives wall-clock time in RFC 3339."""
+
+    def __init__(self, clock: Callable[[], str]) -> None:
+        self._clock = clock
+        self._view = _View()
+        self._peers: dict[str, PeerState] = {}
+        self._conditions: dict[Key, tuple[Condition, ...]] = {}
+        self._published: dict[Key, dict[str, Any]] = {}
+        self._dirty: set[Key] = set()
+        self._trouble: Cause | None = None
+
+    def remember(self, conditions: Mapping[Key, Iterable[Condition]]) -> None:
+        """Conditions of an earlier run, so that their times go on."""
+        self._conditions.update({key: tuple(each) for key, each in conditions.items()})
+
+    def configured(self, in_force: InForce, intent: Intent) -> None:
+        """There is a new desired state."""
+        view = _View(in_force)
+        view.tunnels = {Key.ref(t.source): t for t in in_force.tunnels}
+        for problem in intent.problems:
+            view.problems.setdefault(Key.ref(problem.ref), []).append(problem)
+        for (peer, child), owner in intent.children.items():
+            view.children.setdefault(Key.ref(owner.ref), []).append((peer, child, owner))
+            view.expected.setdefault(peer, []).append(child)
+        self._view = view
+        for gone in self._peers.keys() - {t.key for t in in_force.tunnels}:
+            del self._peers[gone]
+        self._dirty |= self._keys() | self._published.keys()
+
+    def programmed(self, trouble: Cause | None) -> None:
+        """Whether the data plane has taken what it was told, and if not why."""
+        if trouble != self._trouble:
+            self._trouble = trouble
+            self._dirty |= self._keys()
+
+    def event(self, event: Event) -> None:
+        """Something happened to a peer."""
+        if not event.peer:
+            return
+        state = self._peers.setdefault(event.peer, PeerState())
+        if fold(state, event, self._clock()):
+            namespace, _, name = event.peer.partition("/")
+            self._dirty.add(Key("IPsecPeer", namespace, name))
+            child = getattr(event, "child", "")
+            if child or not isinstance(event, IkeSaUp):
+                self._dirty |= {
+                    key
+                    for key, owned in self._view.children.items()
+                    if key.kind == "IPsecPolicy" and any(peer == event.peer for peer, _, _ in owned)
+                }
+
+    def changes(self) -> dict[Key, dict[str, Any] | None]:
+        """Statuses that differ from what the last call gave; None for an object that is gone."""
+        result: dict[Key, dict[str, Any] | None] = {}
+        known = self._keys()
+        for key in sorted(self._dirty):
+            if key not in known:
+                self._conditions.pop(key, None)
+                if self._published.pop(key, None) is not None:
+                    result[key] = None
+                continue
+            status = self._status(key).model_dump(mode="json", by_alias=True, exclude_none=True)
+            if status != self._published.get(key):
+                self._published[key] = result[key] = status
+        self._dirty.clear()
+        return result
+
+    def all(self) -> dict[Key, dict[str, Any]]:
+        """Everything as last published."""
+        return dict(self._published)
+
+    def up(self) -> dict[str, PeerState]:
+        """State by peer name, for metrics."""
+        return self._peers
+
+    def _keys(self) -> set[Key]:
+        keys = set(self._view.in_force.objects)
+        for error in self._view.in_force.errors:
+            rejection = error.rejection
+            if rejection is not None:
+                keys.add(Key.ref(rejection.source))
+        return keys
+
+    def _status(self, key: Key) -> SpecModel:
+        item = self._view.in_force.objects.get(key)
+        generation = item.metadata.generation if item is not None else 0
+        match key.kind:
+            case "IPsecPeer":
+                return self._peer_status(key, item, generation)
+            case "IPsecPolicy":
+                return self._policy_status(key, item, generation)
+            case _:
+                verdicts = self._judged(key)
+                return ModeConfigStatus(
+                    observed_generation=generation,
+                    conditions=self._set(key, verdicts, generation),
+                )
+
+    def _peer_status(self, key: Key, item: object, generation: int) -> IPsecPeerStatus:
+        name = f"{key.namespace}/{key.name}"
+        state = self._peers.get(name, PeerState())
+        tunnel = self._view.tunnels.get(key)
+        expected = self._view.expected.get(name, [])
+        verdicts = self._judged(key)
+        if isinstance(item, IPsecPeer) and item.spec.disabled:
+            verdicts.append(_Verdict("Programmed", "False", "Disabled", "spec.disabled is true"))
+        else:
+            verdicts.append(self._programmed(key, in_force=tunnel is not None))
+            verdicts.append(_established(tunnel, state, expected))
+        up = state.up
+        return IPsecPeerStatus(
+            observed_generation=generation,
+            conditions=self._set(key, verdicts, generation),
+            local_address=str(up.local) if up else None,
+            remote_address=str(state.remote) if state.remote else None,
+            nat_detected=NatDetected(local=up.nat_local, remote=up.nat_remote) if up else None,
+            ike_version="IKEv2" if up else None,
+            cipher_suite=state.suite if up else None,
+            established_at=state.since or None,
+            childSAs=ChildSaCount(installed=state.installed, expected=len(expected)),
+        )
+
+    def _policy_status(self, key: Key, item: object, generation: int) -> IPsecPolicyStatus:
+        owned = self._view.children.get(key, [])
+        verdicts = self._judged(key)
+        carried = bool(owned) or any(
+            Key.ref(policy.source) == key
+            for tunnel in self._view.tunnels.values()
+            for policy in tunnel.policies
+        )
+        installed, cause = 0, None
+        for peer, child, owner in owned:
+            state = self._peers.get(peer, PeerState())
+            live = state.children.get(child)
+            if live is not None and live.spis:
+                installed += owner.selectors
+            else:
+                cause = cause or (live.cause if live else None) or state.cause
+        wanted = sum(owner.selectors for _, _, owner in owned)
+        disabled = isinstance(item, IPsecPolicy) and item.spec.disabled
+        action = item.spec.action if isinstance(item, IPsecPolicy) else "encrypt"
+        if disabled:
+            state_text = "Disabled"
+            verdicts.append(_Verdict("Programmed", "False", "Disabled", "spec.disabled is true"))
+        elif not carried:
+            state_text = "Rejected"
+            verdicts.append(self._programmed(key, in_force=False))
+        else:
+            verdicts.append(self._programmed(key, in_force=True))
+            if action == "encrypt":
+                missing = cause or Cause("Waiting", "there is no SA yet")
+                complete = installed == wanted
+                state_text = "Established" if complete else "NoSa" if cause else "Waiting"
+                verdicts.append(
+                    _Verdict("Established", "True", "Established")
+                    if complete
+                    else _Verdict("Established", "False", missing.reason, missing.message)
+                )
+            else:
+                state_text = "Discarding" if action == "discard" else "Passing"
+        return IPsecPolicyStatus(
+            observed_generation=generation,
+            conditions=self._set(key, verdicts, generation),
+            state=state_text,
+            selectors_installed=installed,
+            owner_peer=owned[0][0].partition("/")[2] if owned else None,
+        )
+
+    def _judged(self, key: Key) -> list[_Verdict]:
+        """Accepted and ResolvedRefs."""
+        findings: list[Finding] = [
+            r for r in self._view.in_force.rejections if Key.ref(r.source) == key
+        ]
+        for error in self._view.in_force.errors:
+            rejection = error.rejection
+            if rejection is not None and Key.ref(rejection.source) == key:
+                findings.append(rejection)
+        advice = [a for a in self._view.in_force.advice if Key.ref(a.source) == key]
+        held = "; its last good version stays in force" if key in self._view.in_force.held else ""
+        verdicts: list[_Verdict] = []
+        for kind in ("Accepted", "ResolvedRefs"):
+            faults = [f for f in findings if f.condition == kind]
+            remarks = [a for a in advice if a.condition == kind]
+            if faults:
+                message = "; ".join(_finding(f) for f in faults) + held
+                verdicts.append(_Verdict(kind, "False", faults[0].reason, message))
+            else:
+                message = "; ".join(_finding(a) for a in remarks)
+                verdicts.append(_Verdict(kind, "True", kind, message))
+        return verdicts
+
+    def _programmed(self, key: Key, *, in_force: bool) -> _Verdict:
+        problems = self._view.problems.get(key, [])
+        if not in_force:
+            return _Verdict(
+                "Programmed", "False", "NotAccepted", "not in force: see Accepted and ResolvedRefs"
+            )
+        if self._trouble is not None:
+            return _Verdict("Programmed", "False", self._trouble.reason, self._trouble.message)
+        if problems:
+            message = "; ".join(p.message for p in problems)
+            return _Verdict("Programmed", "False", problems[0].reason, message)
+        return _Verdict("Programmed", "True", "Programmed")
+
+    def _set(self, key: Key, verdicts: list[_Verdict], generation: int) -> tuple[Condition, ...]:
+        failed = next((v for v in verdicts if v.status != "True"), None)
+        ready = (
+            _Verdict("Ready", "True", "Ready")
+            if failed is None
+            else _Verdict("Ready", failed.status, failed.reason, failed.message)
+        )
+        now = self._clock()
+        wanted = {v.type for v in verdicts} | {"Ready"}
+        conditions = tuple(c for c in self._conditions.get(key, ()) if c.type in wanted)
+        for verdict in (*verdicts, ready):
+            condition = Condition.model_validate(
+                {
+                    "type": verdict.type,
+                    "status": verdict.status,
+                    "observedGeneration": generation,
+                    "lastTransitionTime": now,
+                    "reason": verdict.reason,
+                    "message": verdict.message[:_LONGEST],
+                }
+            )
+            conditions = set_condition(conditions, condition)
+        self._conditions[key] = conditions
+        return conditions
+
+
+def _established(tunnel: TunnelConfig | None, state: PeerState, expected: list[str]) -> _Verdict:
+    if tunnel is None:
+        return _Verdict("Established", "False", "NotAccepted", "not in force: see Accepted")
+    if state.up is None:
+        cause = state.cause
+        if cause is None:
+            where = state.remote or ", ".join(tunnel.addresses)
+            cause = (
+                Cause("Waiting", "passive: waits for the peer to connect")
+                if tunnel.passive
+                else Cause("Connecting", f"connecting to {where}")
+            )
+        return _Verdict("Established", "False", cause.reason, cause.message)
+    missing = [c for c in expected if not state.children.get(c) or not state.children[c].spis]
+    # A passive peer sets up what it needs, when it needs it.
+    if missing and not (tunnel.passive and state.installed):
+        child = state.children.get(missing[0])
+        cause = child.cause if child else None
+        if cause is None:
+            cause = Cause("Connecting", f"no SA yet for {', '.join(missing[:5])}")
+        return _Verdict("Established", "False", cause.reason, cause.message)
+    return _Verdict("Established", "True", "Established")
+
+
+def _finding(finding: Finding) -> str:
+    return f"{finding.field}: {finding.message}" if finding.field else finding.message
