@@ -6,7 +6,6 @@ Checked with every action, whatever the network does:
 - A key protects one SA: it is installed at most once for sending and once for receiving, under one
 SPI,
   at two different ends.
-- Nobody sends on an SA before the receiver has it: an outbound SA comes after its inbound twin.
 - An SPI is received by one SA at a time; an SA that is moved exists.
 """
 
@@ -31,18 +30,16 @@ class Use:
 
 
 class KeyLedger:
-    """All keys that were ever installed at any end of one network. ``lone``: the other end is no
-    engine, so that twins cannot be expected."""
+    """All keys that were ever installed at any end of one network."""
 
     def __init__(self) -> None:
-        self.lone = False
         self._uses: dict[bytes, list[Use]] = {}
 
     def __len__(self) -> int:
         return len(self._uses)
 
     def record(self, node: str, spec: SaSpec) -> None:
-        """Raises Broken if the key is in use for something else or the order is wrong."""
+        """Raises Broken if the key is in use for something else."""
         key = spec.encryption_key.reveal() + spec.integrity_key.reveal()
         use = Use(node, spec.id.direction, spec.id.spi)
         uses = self._uses.setdefault(key, [])
@@ -51,8 +48,6 @@ class KeyLedger:
         for other in uses:
             if other.spi != use.spi or other.direction is use.direction or other.node == node:
                 raise Broken(f"one key for two SAs: {other} and {use}")
-        if use.direction is Direction.OUT and not uses and not self.lone:
-            raise Broken(f"{use}: installed before its inbound twin")
         uses.append(use)
 
 

@@ -75,6 +75,11 @@ class Profile:
         """Whether traffic must never be without an SA."""
         return not self.rough and self.weather.loss <= 0.1
 
+    @property
+    def twofold(self) -> bool:
+        """Whether both ends set up IKE SAs, so that there may be two for a while."""
+        return self.both_initiate and not self.nat
+
     def address(self, node: str) -> str:
         """The address of the gateway itself."""
         if node == RIGHT:
@@ -89,7 +94,7 @@ class Profile:
 
     def initiates(self, node: str) -> bool:
         """Whether this end sets up the IKE SA by itself."""
-        return node == LEFT or (self.both_initiate and not self.nat)
+        return node == LEFT or self.twofold
 
     def peer(self, node: str) -> PeerConfig:
         """The configuration of ``node``: its one peer, the other end."""

@@ -28,7 +28,6 @@ class Script:
         self, *, initiator: bool, profile: Profile | None = None, label: str = "script"
     ) -> None:
         self.pair = Pair(profile or calm())
-        self.pair.ledger.lone = True
         self.name = RIGHT if initiator else LEFT
         self.engine: Node = self.pair.nodes[self.name]
         mine, other = (LEFT, RIGHT) if initiator else (RIGHT, LEFT)

@@ -3,8 +3,12 @@
 While it runs the promises of ``simnet_dataplane`` are checked with every action, and these:
 
 - Make before break: once packets of a child have a way from one end to the other they keep it. Only
-  an event that says so (IkeSaDown, ChildSaDown), or a command that means it, may end that.
-- In a gentle run (``simnet_profile``) there is no such event.
+  an event that says so (IkeSaDown, ChildSaDown), or a command that means it, may end that. One
+  window is known: if both ends set up the same child at once, each responder sends on the new SA
+  before its initiator has the answer.
+- In a gentle run (``simnet_profile``) no event excuses a lost way, and no IKE SA ends, unless it is
+one
+  of two because both ends initiated.
 - A timer that fired is not due at once again for ever.
 """
 
@@ -18,7 +22,7 @@ from typing import Final
 from ipsec_ike.actions import AddSa, DeleteSa, SendDatagram, UpdateSa
 from ipsec_ike.config import PeerConfig, Start
 from ipsec_ike.engine import Engine
-from ipsec_ike.events import ChildSaDown, Event, IkeSaDown, Reason
+from ipsec_ike.events import ChildSaDown, ChildSaUp, Event, IkeSaDown
 from ipsec_ike.inputs import Acquire, Datagram, Mapping, UnknownSpi
 from ipsec_ike.numbers import ExchangeType
 from ipsec_ike.wire.header import Header
@@ -277,10 +281,13 @@ class World:
         """An event of an engine."""
         self.stats[type(event).__name__] += 1
         self.say(node.name, f"* {event}")
+        if isinstance(event, ChildSaUp):
+            self.promised.discard((node.name, event.child))
         if isinstance(event, IkeSaDown | ChildSaDown):
-            if self.profile.gentle and event.reason is not Reason.REPLACED:
+            if not self.profile.gentle:
+                self.release()
+            elif isinstance(event, IkeSaDown) and not self.profile.twofold:
                 raise Broken(f"{node.name}: {event} although nothing went wrong")
-            self.release()
 
 
 def _describe(action: AddSa | UpdateSa | DeleteSa) -> str:
