@@ -18,7 +18,7 @@ from typing import Any, Final
 import yaml
 from pydantic import ValidationError
 
-from ipsec_api.explain import explain, field_path
+from ipsec_api.explain import faults
 from ipsec_api.kinds import API_VERSION, GROUP
 from ipsec_api.modeconfig import ModeConfigSpec
 from ipsec_api.peer import IPsecPeerSpec
@@ -283,11 +283,7 @@ def parse_object(raw: Mapping[str, Any]) -> Document:
             case _:
                 return ModeConfig(meta, ModeConfigSpec.model_validate_json(spec_text, strict=True))
     except ValidationError as exc:
-        faults = [
-            (field_path(e["loc"]), explain(SPECS[kind], e))
-            for e in exc.errors(include_url=False, include_input=False)
-        ]
-        raise InvalidObject(faults) from None
+        raise InvalidObject(faults(SPECS[kind], exc)) from None
 
 
 def _identify(raw: Any) -> tuple[str, str, str]:

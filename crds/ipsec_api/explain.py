@@ -8,7 +8,22 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
+
+
+def faults(model: type[BaseModel], error: ValidationError) -> list[tuple[str, str]]:
+    """(field, message) of each fault of a spec, in the order of the fields."""
+    found = error.errors(include_url=False, include_input=False)
+    # pydantic counts a list without its bad entries: "too short" is a consequence then, no fault.
+    return [
+        (field_path(e["loc"]), explain(model, e))
+        for e in found
+        if e["type"] != "too_short" or not any(_inside(o["loc"], e["loc"]) for o in found)
+    ]
+
+
+def _inside(loc: tuple[int | str, ...], outer: tuple[int | str, ...]) -> bool:
+    return len(loc) > len(outer) and loc[: len(outer)] == outer
 
 
 def field_path(loc: tuple[int | str, ...]) -> str:

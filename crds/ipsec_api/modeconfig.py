@@ -11,7 +11,7 @@ from pydantic import Field
 from ipsec_api.conditions import Conditions
 from ipsec_api.references import LabelSelector, LocalRef
 from ipsec_api.rules import ListOf, Rule, SpecModel
-from ipsec_api.scalars import Cidr, IpAddress, RemoteAddress, Text, Timestamp, is_ip, network
+from ipsec_api.scalars import Cidr, DomainName, IpAddress, Text, Timestamp, is_ip, network
 
 #: Addresses in one pool.
 POOL_LIMIT = 65536
@@ -46,10 +46,10 @@ class AddressPool(SpecModel):
     """Addresses to hand out, one per client."""
 
     cidrs: Annotated[tuple[Cidr, ...], Field(max_length=16), ListOf("set")] = ()
-    """Networks."""
+    """Networks, each of at most 65536 addresses."""
 
     ranges: Annotated[tuple[AddressRange, ...], Field(max_length=16), ListOf("set")] = ()
-    """IPv4 ranges, first-last."""
+    """IPv4 ranges, first-last, each within one /16."""
 
     exclude: Annotated[tuple[Cidr, ...], Field(max_length=64), ListOf("set")] = ()
     """Networks and addresses in them that are not handed out."""
@@ -64,8 +64,8 @@ class AddressPool(SpecModel):
             reason="FieldValueRequired",
         ),
         Rule(
-            cel="!has(self.cidrs) || self.cidrs.all(c, cidr(c).prefixLength()"
-            " >= (cidr(c).ip().family() == 4 ? 16 : 112))",
+            cel="!has(self.cidrs) || self.cidrs.all(c, !isCIDR(c)"
+            " || cidr(c).prefixLength() >= (c.contains(':') ? 112 : 16))",
             message="the pool has more than 65536 addresses: use /16 or longer (IPv6: /112)",
             check=lambda p: all(network(c).num_addresses <= POOL_LIMIT for c in p.cidrs),
             field="cidrs",
@@ -96,9 +96,6 @@ class ConnectionMark(SpecModel):
     """Bits of the mark that count."""
 
 
-_INITIATOR = "useResponderDNS, srcAddressList, connectionMark"
-
-
 class ModeConfigSpec(SpecModel):
     """What is handed out (responder) or asked for (initiator)."""
 
@@ -117,7 +114,7 @@ class ModeConfigSpec(SpecModel):
     split_include: Annotated[tuple[Cidr, ...], Field(max_length=64), ListOf("set")] = ()
     """Networks that the client is to send through the tunnel."""
 
-    split_dns: Annotated[tuple[RemoteAddress, ...], Field(max_length=64), ListOf("set")] = Field(
+    split_dns: Annotated[tuple[DomainName, ...], Field(max_length=64), ListOf("set")] = Field(
         default=(), alias="splitDNS"
     )
     """Domains that the client is to resolve through the tunnel."""

@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from ipsec_api import cel
 from ipsec_api.algorithms import (
     DEFAULT_ENCRYPTION,
     DEFAULT_GROUPS,
@@ -222,9 +223,8 @@ class SubnetMapping(SpecModel):
             reason="FieldValueRequired",
         ),
         Rule(
-            cel="[has(self.local) ? self.local : self.remote].all(s,"
-            " cidr(s).prefixLength() == cidr(self.mapped).prefixLength()"
-            " && cidr(s).ip().family() == cidr(self.mapped).ip().family())",
+            cel="(has(self.local) ? [self.local] : has(self.remote) ? [self.remote] : []).all(s,"
+            f" {cel.same_length('s', 'self.mapped')} && {cel.same_family('s', 'self.mapped')})",
             message="the mapped prefix has another size: give it the family and length of the"
             " original",
             check=lambda m: _same_size(m.local or m.remote, m.mapped),

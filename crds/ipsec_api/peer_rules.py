@@ -5,16 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Final
 
+from ipsec_api import cel
 from ipsec_api.algorithms import insecure_names
 from ipsec_api.rules import Rule
 from ipsec_api.scalars import is_cidr, is_ip, network
 
 INSECURE: Final = insecure_names()
-
-
-def cel_list(names: Iterable[str]) -> str:
-    """A CEL list of strings."""
-    return "[" + ", ".join(f"'{name}'" for name in sorted(names)) + "]"
 
 
 def no_default_route(subnets: Iterable[str] | None) -> bool:
@@ -50,7 +46,7 @@ def _profile_is_secure(spec: Any) -> bool:
     return not names & INSECURE
 
 
-_BAD = cel_list(INSECURE)
+_BAD = cel.names(INSECURE)
 
 PEER_RULES: Final = (
     Rule(
@@ -85,8 +81,7 @@ PEER_RULES: Final = (
     ),
     Rule(
         cel="self.passive || !has(self.address) || !isCIDR(self.address)"
-        " || cidr(self.address).prefixLength() == (cidr(self.address).ip().family() == 4 ? 32 :"
-        " 128)",
+        f" || {cel.is_host('self.address')}",
         message="a network is nowhere to initiate to: set one address, or passive: true",
         check=lambda s: s.passive or s.address is None or _one_address(s.address),
         field="address",
@@ -122,9 +117,10 @@ PEER_RULES: Final = (
         reason="FieldValueForbidden",
     ),
     Rule(
-        cel="self.allowDefaultRoute || ((!has(self.remoteSubnets) || self.remoteSubnets.all(s,"
-        " cidr(s).prefixLength() != 0)) && (!has(self.localSubnets) || self.localSubnets.all(s,"
-        " cidr(s).prefixLength() != 0)))",
+        cel="self.allowDefaultRoute || ((!has(self.remoteSubnets)"
+        f" || self.remoteSubnets.all(s, !{cel.is_default_route('s')}))"
+        " && (!has(self.localSubnets)"
+        f" || self.localSubnets.all(s, !{cel.is_default_route('s')})))",
         message="a default route would take all traffic: name the networks, or set"
         " allowDefaultRoute: true",
         check=lambda s: (
@@ -136,9 +132,9 @@ PEER_RULES: Final = (
     ),
     Rule(
         cel="!has(self.localSubnets) || !has(self.remoteSubnets) || (self.remoteSubnets.all(r,"
-        " self.localSubnets.exists(l, cidr(l).ip().family() == cidr(r).ip().family()))"
-        " && self.localSubnets.all(l, self.remoteSubnets.exists(r,"
-        " cidr(l).ip().family() == cidr(r).ip().family())))",
+        f" self.localSubnets.exists(l, {cel.same_family('l', 'r')}))"
+        " && self.localSubnets.all(l,"
+        f" self.remoteSubnets.exists(r, {cel.same_family('l', 'r')})))",
         message="IPv4 on one side only, or IPv6: give both sides networks of each family, or"
         " remove the lone one",
         check=_families_pair,

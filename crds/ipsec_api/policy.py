@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import Field
 
+from ipsec_api import cel
 from ipsec_api.algorithms import (
     DEFAULT_ENCRYPTION,
     EncryptionAlgorithm,
@@ -15,7 +16,7 @@ from ipsec_api.algorithms import (
     is_aead,
 )
 from ipsec_api.conditions import Conditions
-from ipsec_api.peer_rules import cel_list, no_default_route
+from ipsec_api.peer_rules import no_default_route
 from ipsec_api.references import LocalRef
 from ipsec_api.rules import ListOf, Rule, SpecModel
 from ipsec_api.scalars import Cidr, Lifetime, Text, Volume, network
@@ -99,14 +100,14 @@ class Selector(SpecModel):
             reason="FieldValueRequired",
         ),
         Rule(
-            cel="!has(self.src) || cidr(self.src).ip().family() == cidr(self.dst).ip().family()",
+            cel=f"!has(self.src) || {cel.same_family('self.src', 'self.dst')}",
             message="IPv4 on one side and IPv6 on the other: give src and dst the same family",
             check=lambda s: s.src is None or network(s.src).version == network(s.dst).version,
             field="dst",
         ),
         Rule(
             cel=f"(!has(self.srcPort) && !has(self.dstPort)) || self.protocol in"
-            f" {cel_list(_WITH_PORTS)}",
+            f" {cel.names(_WITH_PORTS)}",
             message="this protocol has no ports: set protocol to tcp, udp or sctp, or remove the"
             " ports",
             check=lambda s: (
@@ -167,7 +168,7 @@ class Proposal(SpecModel):
         Rule(
             cel="!has(self.authAlgorithms) || size(self.authAlgorithms) == 0"
             " || self.encAlgorithms.exists(a,"
-            f" !(a in {cel_list(a for a in EncryptionAlgorithm if is_aead(a))}))",
+            f" !(a in {cel.names(a for a in EncryptionAlgorithm if is_aead(a))}))",
             message="these ciphers bring their own integrity: remove authAlgorithms, or add a"
             " cipher such as aes256",
             check=lambda p: not p.auth_algorithms or not all(map(is_aead, p.enc_algorithms)),
@@ -175,11 +176,6 @@ class Proposal(SpecModel):
             reason="FieldValueForbidden",
         ),
     )
-
-
-def _host(cidr: str) -> str:
-    """CEL: this prefix is one address."""
-    return f"cidr({cidr}).prefixLength() == (cidr({cidr}).ip().family() == 4 ? 32 : 128)"
 
 
 class IPsecPolicySpec(SpecModel):
@@ -264,7 +260,7 @@ class IPsecPolicySpec(SpecModel):
         ),
         Rule(
             cel="!has(self.srcAddress) || !has(self.dstAddress)"
-            " || cidr(self.srcAddress).ip().family() == cidr(self.dstAddress).ip().family()",
+            f" || {cel.same_family('self.srcAddress', 'self.dstAddress')}",
             message="IPv4 on one side and IPv6 on the other: give srcAddress and dstAddress the"
             " same family",
             check=lambda s: (
@@ -276,9 +272,9 @@ class IPsecPolicySpec(SpecModel):
         ),
         Rule(
             cel="self.tunnel || self.template || ((!has(self.selectors) || self.selectors.all(s,"
-            f" (!has(s.src) || {_host('s.src')}) && {_host('s.dst')}))"
-            f" && (!has(self.srcAddress) || {_host('self.srcAddress')})"
-            f" && (!has(self.dstAddress) || {_host('self.dstAddress')}))",
+            f" (!has(s.src) || {cel.is_host('s.src')}) && {cel.is_host('s.dst')}))"
+            f" && (!has(self.srcAddress) || {cel.is_host('self.srcAddress')})"
+            f" && (!has(self.dstAddress) || {cel.is_host('self.dstAddress')}))",
             message="transport mode is for the hosts themselves: write /32 or /128, or set tunnel:"
             " true",
             check=lambda s: s.tunnel or s.template or all(_is_host(n) for n in _networks(s)),
@@ -286,10 +282,10 @@ class IPsecPolicySpec(SpecModel):
         ),
         Rule(
             cel="self.allowDefaultRoute || self.template || ((!has(self.selectors)"
-            " || self.selectors.all(s, (!has(s.src) || cidr(s.src).prefixLength() != 0)"
-            " && cidr(s.dst).prefixLength() != 0))"
-            " && (!has(self.srcAddress) || cidr(self.srcAddress).prefixLength() != 0)"
-            " && (!has(self.dstAddress) || cidr(self.dstAddress).prefixLength() != 0))",
+            f" || self.selectors.all(s, !(has(s.src) && {cel.is_default_route('s.src')})"
+            f" && !{cel.is_default_route('s.dst')}))"
+            f" && !(has(self.srcAddress) && {cel.is_default_route('self.srcAddress')})"
+            f" && !(has(self.dstAddress) && {cel.is_default_route('self.dstAddress')}))",
             message="a default route would take all traffic: name the networks, or set"
             " allowDefaultRoute: true",
             check=lambda s: s.allow_default_route or s.template or no_default_route(_networks(s)),

@@ -141,6 +141,16 @@ RemoteAddress = Annotated[
     ),
 ]
 
+DomainName = Annotated[
+    str,
+    Field(min_length=1, max_length=253),
+    Rule(
+        cel=f"self.matches('{FQDN_PATTERN}')",
+        message="not a domain name: write it such as corp.example.com",
+        check=is_fqdn,
+    ),
+]
+
 #: 1 second to 7 days.
 Lifetime = Annotated[str, Field(max_length=18), _duration("1s", "168h")]
 #: 0s switches dead peer detection off.

@@ -1,0 +1,406 @@
+"""Every rule of the CRDs accepts what it should and refuses what it should, in Python.
+
+Each case is one change to a good object. A refused one must break exactly the rule that it is for,
+and the error must name the field. The same table can be put before a real API server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import yaml
+
+from ipsec_api.documents import InvalidObject, parse_object
+
+CRDS = Path(__file__).parents[3] / "crds"
+Make = Callable[..., dict[str, Any]]
+
+
+class Refused(NamedTuple):
+    kind: str
+    change: dict[str, Any]
+    #: Of the error, and a part of its message.
+    field: str
+    message: str
+
+
+PSK: dict[str, Any] = {"method": "preSharedKey", "secretRef": {"name": "hq-psk"}}
+CERT: dict[str, Any] = {"method": "certificate", "certificateRef": {"name": "tls"}}
+MAPPING = "spec.subnetMapping[0]"
+V4, V6 = "10.1.0.0/24", "fd00:1::/64"
+
+
+def peer(field: str, message: str, **change: Any) -> Refused:
+    return Refused("IPsecPeer", change, f"spec.{field}" if field else "spec", message)
+
+
+def policy(field: str, message: str, **change: Any) -> Refused:
+    return Refused("IPsecPolicy", change, f"spec.{field}" if field else "spec", message)
+
+
+def mode(field: str, message: str, **change: Any) -> Refused:
+    return Refused("ModeConfig", change, f"spec.{field}" if field else "spec", message)
+
+
+def auth(**change: Any) -> dict[str, Any]:
+    return {"authentication": {**PSK, **change}}
+
+
+def selector(**change: Any) -> dict[str, Any]:
+    return {"selectors": [{"src": "10.1.0.0/24", "dst": "10.2.0.0/24", **change}]}
+
+
+REFUSED = [
+    peer("address", "not an IP address, network or DNS name", address="10.0.0.1/8"),
+    peer("address", "not an IP address, network or DNS name", address="300.1.1.1"),
+    peer("address", "not an IP address, network or DNS name", address="vpn_example.com"),
+    peer("address", "not an IP address, network or DNS name", address="::ffff:192.0.2.1"),
+    peer("localAddress", "not an IP address:", localAddress="192.0.2.1/32"),
+    peer("localAddress", "not an IP address:", localAddress="fe80::1%eth0"),
+    peer("remoteSubnets[0]", "not a network", remoteSubnets=["10.20.0.1/16"]),
+    peer("remoteSubnets[0]", "not a network", remoteSubnets=["10.20.0.0"]),
+    peer("remoteSubnets[0]", "not a network", remoteSubnets=["10.20.0.0/255.255.0.0"]),
+    peer("remoteSubnets[0]", "not a network", remoteSubnets=["10.20.0.0/016"]),
+    peer("profile.lifetime", "not a duration from 1s to 168h", profile={"lifetime": "8 hours"}),
+    peer("profile.lifetime", "not a duration from 1s to 168h", profile={"lifetime": ""}),
+    peer("profile.lifetime", "not a duration from 1s to 168h", profile={"lifetime": "0s"}),
+    peer("profile.lifetime", "not a duration from 1s to 168h", profile={"lifetime": "168h1s"}),
+    peer(
+        "profile.dpd.interval", "not a duration from 0s to 5m", profile={"dpd": {"interval": "6m"}}
+    ),
+    peer("failover.leaseDuration", "not a duration from 3s", failover={"leaseDuration": "2s"}),
+    peer(
+        "profile.dpd.interval",
+        "interval times maxFailures",
+        profile={"dpd": {"interval": "2m", "maxFailures": 3}},
+    ),
+    peer("authentication", "exactly one of authentication and identities", authentication=None),
+    peer(
+        "authentication",
+        "exactly one of authentication and identities",
+        identities=[{"name": "a", **PSK}],
+    ),
+    peer("profileRef", "two profiles", profile={}, profileRef={"name": "p"}),
+    peer("address", "nowhere to initiate to", address=None),
+    peer("address", "no use for a DNS name", address="vpn.example.com", passive=True),
+    peer("address", "a network is nowhere to initiate to", address="192.0.2.0/24"),
+    peer("address", "a network is nowhere to initiate to", address="2001:db8::/64"),
+    peer("exchangeMode", "exposes the identity", exchangeMode="aggressive"),
+    peer("exchangeMode", "exposes the identity", exchangeMode="base"),
+    peer(
+        "exchangeMode",
+        "IKEv1 has no EAP",
+        exchangeMode="main",
+        authentication={"method": "eap", "secretRef": {"name": "e"}},
+    ),
+    peer(
+        "exchangeMode",
+        "IKEv1 has no EAP",
+        exchangeMode="main",
+        authentication=None,
+        identities=[
+            {"name": "a", **PSK},
+            {"name": "b", "method": "eapRadius", "certificateRef": {"name": "c"}},
+        ],
+    ),
+    peer("profile", "not safe any more", profile={"encAlgorithms": ["aes256", "3des"]}),
+    peer("profile", "not safe any more", profile={"hash": "sha1"}),
+    peer("profile", "not safe any more", profile={"prf": "md5"}),
+    peer("profile", "not safe any more", profile={"dhGroups": ["x25519", "modp1024"]}),
+    peer("remoteSubnets", "a default route", remoteSubnets=["0.0.0.0/0"]),
+    peer("remoteSubnets", "a default route", localSubnets=["0.0.0.0/0"]),
+    peer("localSubnets", "IPv4 on one side only", remoteSubnets=[V4, V6]),
+    peer("localSubnets", "IPv4 on one side only", localSubnets=[V4, V6]),
+    peer("authentication.secretRef", "secretRef goes with", authentication={"method": "eap"}),
+    peer(
+        "authentication.secretRef",
+        "secretRef goes with",
+        authentication={**CERT, "secretRef": {"name": "s"}},
+    ),
+    peer(
+        "authentication.certificateRef", "certificateRef goes", **auth(certificateRef={"name": "c"})
+    ),
+    peer(
+        "authentication.certificateRef",
+        "certificateRef goes",
+        authentication={"method": "eapRadius"},
+    ),
+    peer("authentication.trustBundleRef", "remove it", **auth(trustBundleRef={"name": "ca"})),
+    peer("authentication.matchBy", "no certificate to match by", **auth(matchBy="certificate")),
+    peer("authentication.policyTemplateGroup", "go together", **auth(generatePolicy="port-strict")),
+    peer("authentication.policyTemplateGroup", "go together", **auth(policyTemplateGroup="g")),
+    peer("authentication.localID", "call ourselves", **auth(localID={"type": "ignore"})),
+    peer("authentication.remoteID.value", "leave it out", **auth(remoteID={"type": "fqdn"})),
+    peer(
+        "authentication.remoteID.value",
+        "leave it out",
+        **auth(remoteID={"type": "fqdn", "value": ""}),
+    ),
+    peer("authentication.remoteID.value", "leave it out", **auth(remoteID={"value": "hq"})),
+    peer(
+        "authentication.remoteID.value",
+        "of type address",
+        **auth(remoteID={"type": "address", "value": "hq"}),
+    ),
+    peer(
+        "authentication.remoteID.value",
+        "of type email",
+        **auth(remoteID={"type": "email", "value": "hq"}),
+    ),
+    peer(
+        MAPPING.removeprefix("spec."),
+        "exactly one of local and remote",
+        subnetMapping=[{"local": V4, "remote": V4, "mapped": V4}],
+    ),
+    peer(
+        "subnetMapping[0].mapped",
+        "another size",
+        subnetMapping=[{"local": V4, "mapped": "10.9.0.0/16"}],
+    ),
+    peer(
+        "subnetMapping[0].mapped",
+        "another size",
+        subnetMapping=[{"remote": "10.0.0.0/24", "mapped": "fd00::/24"}],
+    ),
+    peer("nat.snatAddress", "snatAddress goes with", nat={"mode": "SNAT"}),
+    peer("nat.snatAddress", "snatAddress goes with", nat={"snatAddress": "10.9.9.9"}),
+    peer("routing.routingMark", "marks above 255", routing={"routingMark": 0x4000}),
+    peer("routing.routingMark", "marks above 255", routing={"connectionMark": 256}),
+    policy("selectors[0].protocol", "not a protocol", **selector(protocol="quic")),
+    policy("selectors[0].protocol", "not a protocol", **selector(protocol="256")),
+    policy("selectors[0].src", "exactly one of src and srcFrom", **selector(srcFrom="PodCIDR")),
+    policy(
+        "selectors[0].src",
+        "exactly one of src and srcFrom",
+        selectors=[{"dst": "10.2.0.0/24"}],
+    ),
+    policy("selectors[0].dst", "the same family", **selector(dst=V6)),
+    policy("selectors[0].protocol", "has no ports", **selector(dstPort=80)),
+    policy("selectors[0].protocol", "has no ports", **selector(srcPort=80, protocol="icmp")),
+    policy(
+        "selectors[0].srcEndPort",
+        "srcEndPort",
+        **selector(protocol="tcp", srcPort=80, srcEndPort=79),
+    ),
+    policy("selectors[0].dstEndPort", "dstEndPort", **selector(protocol="tcp", dstEndPort=79)),
+    policy(
+        "proposal.authAlgorithms",
+        "bring their own integrity",
+        proposal={"encAlgorithms": ["aes256-gcm"], "authAlgorithms": ["sha256"]},
+    ),
+    policy("peerRef", "a policy has a peer", peerRef=None),
+    policy("peerRef", "a policy has a peer", template=True),
+    policy("selectors", "no traffic is named", selectors=None),
+    policy("selectors", "no traffic is named", srcAddress=V4, dstAddress=V4),
+    policy("selectors", "no traffic is named", selectors=None, srcAddress=V4),
+    policy(
+        "dstAddress",
+        "give srcAddress and dstAddress the same",
+        selectors=None,
+        srcAddress=V4,
+        dstAddress=V6,
+    ),
+    policy("tunnel", "transport mode", tunnel=False),
+    policy("tunnel", "transport mode", tunnel=False, **selector(src="10.1.0.1/32")),
+    policy("tunnel", "transport mode", tunnel=False, selectors=None, srcAddress=V4, dstAddress=V4),
+    policy("selectors", "a default route", **selector(dst="0.0.0.0/0")),
+    policy("selectors", "a default route", selectors=None, srcAddress="::/0", dstAddress=V6),
+    policy("proposal", "nothing is encrypted", action="discard", proposal={}),
+    policy("proposal", "nothing is encrypted", action="none", proposalRef={"name": "p"}),
+    policy("proposalRef", "two proposals", proposal={}, proposalRef={"name": "p"}),
+    mode(
+        "addressPool.ranges[0]", "not a range", address=None, addressPool={"ranges": ["10.0.0.9"]}
+    ),
+    mode(
+        "addressPool.ranges[0]",
+        "not a range",
+        address=None,
+        addressPool={"ranges": ["10.0.0.9-10.0.0.8"]},
+    ),
+    mode(
+        "addressPool.ranges[0]",
+        "not a range",
+        address=None,
+        addressPool={"ranges": ["10.0.0.9-10.1.0.9"]},
+    ),
+    mode("addressPool.cidrs", "the pool is empty", address=None, addressPool={}),
+    mode(
+        "addressPool.cidrs", "more than 65536", address=None, addressPool={"cidrs": ["10.0.0.0/15"]}
+    ),
+    mode(
+        "addressPool.cidrs", "more than 65536", address=None, addressPool={"cidrs": ["fd00::/111"]}
+    ),
+    mode("splitDNS[0]", "not a domain name", splitDNS=["corp_example"]),
+    mode("addressPool", "a responder hands out", address=None),
+    mode("addressPool", "a responder hands out", responder=False),
+    mode("addressPool", "a responder hands out", addressPool={"cidrs": ["10.9.0.0/24"]}),
+    mode("staticDNS", "two sources of DNS", systemDNS=True, staticDNS=["10.0.0.1"]),
+    mode("srcAddressList", "are for an initiator", srcAddressList={"cidrs": [V4]}),
+    mode("srcAddressList", "are for an initiator", connectionMark={"value": 1}),
+    mode(
+        "connectionMark",
+        "two choices of traffic",
+        responder=False,
+        address=None,
+        srcAddressList={"cidrs": [V4]},
+        connectionMark={"value": 1},
+    ),
+    mode("useResponderDNS", "useResponderDNS is for an initiator", useResponderDNS="no"),
+]
+
+#: The other side of each rule: what is close to a refused case and good.
+ACCEPTED: list[tuple[str, dict[str, Any]]] = [
+    ("IPsecPeer", {}),
+    ("IPsecPeer", {"address": "2001:db8::1", "localAddress": "2001:db8::2"}),
+    ("IPsecPeer", {"address": "vpn.example.com"}),
+    ("IPsecPeer", {"address": "4.vpn-1.example.3com."}),
+    ("IPsecPeer", {"address": "hq"}),
+    ("IPsecPeer", {"address": "192.0.2.1/32"}),
+    ("IPsecPeer", {"address": "192.0.2.0/24", "passive": True}),
+    ("IPsecPeer", {"address": None, "passive": True}),
+    ("IPsecPeer", {"remoteSubnets": ["0.0.0.0/0"], "allowDefaultRoute": True}),
+    ("IPsecPeer", {"remoteSubnets": ["10.20.0.0/16", V6], "localSubnets": [V4, "FD00:2::/64"]}),
+    ("IPsecPeer", {"remoteSubnets": None, "localSubnets": None}),
+    ("IPsecPeer", {"profile": {"lifetime": "168h", "dpd": {"interval": "0s"}}}),
+    ("IPsecPeer", {"profile": {"lifetime": "1s", "dpd": {"interval": "5m", "maxFailures": 1}}}),
+    ("IPsecPeer", {"profile": {"lifetime": "1h30m15s"}, "failover": {"leaseDuration": "60s"}}),
+    ("IPsecPeer", {"profileRef": {"name": "p"}}),
+    ("IPsecPeer", {"exchangeMode": "main"}),
+    ("IPsecPeer", {"exchangeMode": "aggressive", "allowInsecure": True}),
+    ("IPsecPeer", {"exchangeMode": "base", "allowInsecure": True}),
+    (
+        "IPsecPeer",
+        {
+            "allowInsecure": True,
+            "profile": {
+                "encAlgorithms": ["3des"],
+                "hash": "md5",
+                "prf": "sha1",
+                "dhGroups": ["modp1024"],
+            },
+        },
+    ),
+    ("IPsecPeer", {"authentication": {"method": "eap", "secretRef": {"name": "e"}}}),
+    (
+        "IPsecPeer",
+        {"authentication": {**CERT, "trustBundleRef": {"name": "c"}, "matchBy": "certificate"}},
+    ),
+    ("IPsecPeer", {"authentication": {"method": "eapRadius", "certificateRef": {"name": "c"}}}),
+    (
+        "IPsecPeer",
+        {"authentication": None, "identities": [{"name": "a", **PSK}, {"name": "b", **PSK}]},
+    ),
+    ("IPsecPeer", auth(generatePolicy="port-override", policyTemplateGroup="g")),
+    ("IPsecPeer", auth(localID={"type": "fqdn", "value": "me"}, remoteID={"type": "ignore"})),
+    ("IPsecPeer", auth(remoteID={"type": "address", "value": "fd00::1"})),
+    ("IPsecPeer", auth(remoteID={"type": "email", "value": "hq@example.com"})),
+    ("IPsecPeer", {"subnetMapping": [{"local": V4, "mapped": "10.9.0.0/24"}]}),
+    ("IPsecPeer", {"subnetMapping": [{"remote": V6, "mapped": "fd00:9::/64"}]}),
+    ("IPsecPeer", {"nat": {"mode": "SNAT", "snatAddress": "10.9.9.9"}}),
+    ("IPsecPeer", {"nat": {"mode": "Exempt"}}),
+    ("IPsecPeer", {"routing": {"routingMark": 255, "connectionMark": 1, "tableID": 4294967295}}),
+    ("IPsecPeer", {"routing": {"routingMark": 0x4000, "allowMarkConflict": True}}),
+    ("IPsecPeer", {"gatewaySelector": {"nodeSelector": {"a/b": "c"}, "group": "g"}}),
+    ("IPsecPeer", {"probe": {"targets": ["10.20.0.1"], "sourceAddress": "10.1.0.1"}}),
+    ("IPsecPolicy", {}),
+    ("IPsecPolicy", {"selectors": None, "srcAddress": V4, "dstAddress": "10.2.0.0/24"}),
+    (
+        "IPsecPolicy",
+        {"template": True, "peerRef": None, **selector(src="0.0.0.0/0", dst="0.0.0.0/0")},
+    ),
+    ("IPsecPolicy", {"tunnel": False, **selector(src="10.1.0.1/32", dst="10.2.0.1/32")}),
+    ("IPsecPolicy", {"tunnel": False, **selector(src="fd00::1/128", dst="fd00::2/128")}),
+    ("IPsecPolicy", {"allowDefaultRoute": True, **selector(dst="0.0.0.0/0")}),
+    ("IPsecPolicy", selector(protocol="tcp", srcPort=1, srcEndPort=1, dstPort=80, dstEndPort=90)),
+    ("IPsecPolicy", selector(protocol="132", dstPort=80)),
+    ("IPsecPolicy", selector(protocol="255")),
+    ("IPsecPolicy", selector(protocol="icmp")),
+    ("IPsecPolicy", {"selectors": [{"srcFrom": "PodCIDR", "dst": V6}]}),
+    ("IPsecPolicy", {"proposal": {"encAlgorithms": ["aes256-gcm"], "authAlgorithms": []}}),
+    (
+        "IPsecPolicy",
+        {"proposal": {"encAlgorithms": ["aes256-gcm", "aes256"], "authAlgorithms": ["sha512"]}},
+    ),
+    ("IPsecPolicy", {"action": "discard"}),
+    ("IPsecPolicy", {"action": "none"}),
+    ("IPsecPolicy", {"proposalRef": {"name": "p"}}),
+    ("ModeConfig", {}),
+    ("ModeConfig", {"address": None, "responder": False, "useResponderDNS": "yes"}),
+    ("ModeConfig", {"address": None, "addressPool": {"cidrs": ["10.0.0.0/16", "fd00::/112"]}}),
+    (
+        "ModeConfig",
+        {"address": None, "addressPool": {"ranges": ["10.0.0.9-10.0.255.9", "10.1.0.1-10.1.0.1"]}},
+    ),
+    ("ModeConfig", {"splitDNS": ["corp.example.com"], "staticDNS": ["10.0.0.1"]}),
+    ("ModeConfig", {"systemDNS": True}),
+    ("ModeConfig", {"address": None, "responder": False, "connectionMark": {"value": 1}}),
+    (
+        "ModeConfig",
+        {
+            "address": None,
+            "responder": False,
+            "srcAddressList": {
+                "podSelector": {
+                    "matchLabels": {"a": "b"},
+                    "matchExpressions": [{"key": "c", "operator": "In", "values": ["d"]}],
+                }
+            },
+        },
+    ),
+]
+
+
+@pytest.mark.parametrize("case", REFUSED, ids=lambda c: f"{c.field}-{c.message}")
+def test_refused(case: Refused, make: Make) -> None:
+    with pytest.raises(InvalidObject) as caught:
+        parse_object(make(case.kind, **case.change))
+    faults = caught.value.faults
+    assert [field for field, _ in faults] == [case.field]
+    assert case.message in faults[0][1]
+
+
+@pytest.mark.parametrize(("kind", "change"), ACCEPTED)
+def test_accepted(kind: str, change: dict[str, Any], make: Make) -> None:
+    parse_object(make(kind, **change))
+
+
+def test_several_faults_are_all_told(make: Make) -> None:
+    with pytest.raises(InvalidObject) as caught:
+        parse_object(make("IPsecPeer", address=None, authentication=None, mtu=12, port=0))
+    # What a field says alone comes first; what fields say together needs good fields.
+    assert [f for f, _ in caught.value.faults] == ["spec.port", "spec.mtu"]
+    with pytest.raises(InvalidObject) as caught:
+        parse_object(make("IPsecPeer", address=None, authentication=None))
+    assert [f for f, _ in caught.value.faults] == ["spec.authentication", "spec.address"]
+
+
+def _messages(node: dict[str, Any]) -> Iterator[str]:
+    for rule in node.get("x-kubernetes-validations", []):
+        if "oldSelf" not in rule["rule"]:
+            yield rule["message"]
+    for child in node.get("properties", {}).values():
+        yield from _messages(child)
+    for key in ("items", "additionalProperties"):
+        if isinstance(node.get(key), dict):
+            yield from _messages(node[key])
+
+
+def test_every_rule_has_a_case() -> None:
+    """Against a rule that is added and never tried."""
+    told = [case.message for case in REFUSED]
+    for path in sorted(CRDS.glob("*.yaml")):
+        schema = yaml.safe_load(path.read_text())["spec"]["versions"][0]["schema"]
+        for message in _messages(schema["openAPIV3Schema"]["properties"]["spec"]):
+            assert any(part in message for part in told), f"{path.name}: {message}"
+
+
+def test_transition_rules_are_the_two_of_the_design() -> None:
+    found = []
+    for path in sorted(CRDS.glob("*.yaml")):
+        text = path.read_text()
+        found += [(path.stem, n) for n in ("template", "responder") if f"oldSelf.{n}" in text]
+        assert text.count("oldSelf") == len([f for f in found if f[0] == path.stem])
+    assert found == [("ipsecpolicies", "template"), ("modeconfigs", "responder")]
