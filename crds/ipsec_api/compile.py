@@ -349,7 +349,7 @@ def _tunnel(accepted: _Peer, policies: Sequence[TunnelPolicy]) -> TunnelConfig:
     dpd = profile.dpd or Dpd()
     return TunnelConfig(
         source=accepted.peer.ref,
-        addresses=() if spec.passive or address is None else (address.partition("/")[0],),
+        addresses=() if spec.passive or address is None else (_endpoint(spec).partition("/")[0],),
         remote_networks=networks,
         port=spec.port,
         local_address=spec.local_address,

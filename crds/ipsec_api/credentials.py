@@ -92,7 +92,7 @@ def entries(spec: IPsecPeerSpec) -> Iterator[tuple[str, str, Authentication]]:
 def resolve(
     namespace: str, spec: IPsecPeerSpec, secrets: SecretIndex
 ) -> tuple[list[TunnelIdentity], list[Fault]]:
-    """The identities of a peer with their keys. Methods without ``secretRef`` are left out."""
+    """The identities of a peer with their keys. Only pre-shared keys are looked up."""
     identities: list[TunnelIdentity] = []
     faults: list[Fault] = []
     remotes: dict[tuple[IdentityType, str], str] = {}
@@ -109,7 +109,7 @@ def resolve(
             faults.append((f"{where}.remoteID", "Invalid", message))
             continue
         remotes[expected] = where
-        if entry.secret_ref is None:
+        if entry.secret_ref is None or entry.method != "preSharedKey":
             continue
         try:
             psk, previous = secrets.keys(namespace, entry.secret_ref)

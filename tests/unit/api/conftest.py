@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from ipsec_api.compile import CompileResult, compile
+from ipsec_api import compile as compiler
+from ipsec_api.compile import CompileResult
 from ipsec_api.documents import collect
 
 #: A value that must show up nowhere.
@@ -66,13 +67,13 @@ def make() -> Callable[..., dict[str, Any]]:
 
 @pytest.fixture
 def compiled() -> Callable[..., CompileResult]:
-    """compiled(*objects) compiles them, after a round through YAML; documents must be without error."""
+    """compiled(*objects) compiles them, by way of YAML that must be without error."""
 
     def run(*objects: dict[str, Any], **options: Any) -> CompileResult:
         # Through JSON first, so that no two objects share a node (YAML would write an alias).
         text = yaml.safe_dump_all(json.loads(json.dumps(objects)))
         found = collect({"test.yaml": text})
         assert not found.errors, [str(e) for e in found.errors]
-        return compile(found.snapshot, **options)
+        return compiler.compile(found.snapshot, **options)
 
     return run
