@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 from itertools import product
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ipsec_api.traffic import Claim, Claims, covers, overlap, products, subnet_pairs
@@ -13,27 +13,24 @@ from ipsec_api.tunnel import ObjectRef, TunnelSelector
 
 OWNER = ObjectRef(kind="IPsecPolicy", namespace="default", name="p")
 
-NETWORKS = st.one_of(
-    st.builds(
-        lambda base, length: str(
-            ipaddress.ip_network((0x0A000000 + (base << 24 - 8), length), strict=False)
-        ),
-        st.integers(0, 7),
-        st.sampled_from([8, 14, 15, 16, 24]),
-    ),
-    st.builds(
-        lambda base, length: str(ipaddress.ip_network((base << 120, length), strict=False)),
-        st.integers(0xFC, 0xFF),
-        st.sampled_from([6, 7, 8, 48]),
-    ),
+V4 = st.builds(
+    lambda base, length: str(ipaddress.ip_network((base << 16, length), strict=False)),
+    st.integers(0x0A00, 0x0A07),
+    st.sampled_from([8, 14, 15, 16, 24]),
 )
+V6 = st.builds(
+    lambda base, length: str(ipaddress.ip_network((base << 120, length), strict=False)),
+    st.integers(0xFC, 0xFF),
+    st.sampled_from([6, 7, 8, 48]),
+)
+NETWORKS = st.one_of(V4, V6)
 PORTS = st.sampled_from([(0, 65535), (80, 80), (80, 90), (85, 99)])
 
 
 @st.composite
 def selectors(draw: st.DrawFn) -> TunnelSelector:
-    src = draw(NETWORKS)
-    dst = draw(NETWORKS.filter(lambda n: (":" in n) == (":" in src)))
+    family = draw(st.sampled_from([V4, V6]))
+    src, dst = draw(family), draw(family)
     protocol = draw(st.sampled_from([0, 6, 17]))
     ports = PORTS if protocol else st.just((0, 65535))
     return TunnelSelector(
@@ -51,6 +48,7 @@ def union(group: tuple[TunnelSelector, ...]) -> set[tuple[object, ...]]:
     }
 
 
+@settings(deadline=None)
 @given(st.lists(selectors(), max_size=8, unique=True))
 def test_groups_carry_their_selectors_and_nothing_else(given_: list[TunnelSelector]) -> None:
     groups = products(given_)
@@ -60,6 +58,7 @@ def test_groups_carry_their_selectors_and_nothing_else(given_: list[TunnelSelect
         assert union(group) == wanted
 
 
+@settings(deadline=None)
 @given(st.lists(NETWORKS, min_size=1, max_size=4), st.lists(NETWORKS, min_size=1, max_size=4))
 def test_subnets_of_both_families_share_one_group(local: list[str], remote: list[str]) -> None:
     pairs = subnet_pairs(dict.fromkeys(local), dict.fromkeys(remote))
@@ -73,6 +72,7 @@ def test_any_protocol_does_not_mix_with_a_named_one() -> None:
     assert products([anything, tcp, udp]) == [(anything,), (tcp, udp)]
 
 
+@settings(deadline=None)
 @given(st.lists(selectors(), max_size=12), selectors())
 def test_the_table_finds_what_a_walk_finds(
     held: list[TunnelSelector], asked: TunnelSelector
@@ -84,6 +84,7 @@ def test_the_table_finds_what_a_walk_finds(
     assert found == sorted(str(s) for s in held if overlap(s, asked))
 
 
+@settings(deadline=None)
 @given(selectors(), selectors())
 def test_overlap_and_cover(a: TunnelSelector, b: TunnelSelector) -> None:
     assert overlap(a, a)
