@@ -279,35 +279,36 @@ def _claim(candidate: _Candidate, claims: Claims, result: CompileResult) -> bool
 
     Between overlapping policies the priority decides; where it is the same, nothing does.
     """
-    shadowed = set()
+    hidden: dict[str, None] = {}
     for pair in candidate.pairs:
         for claim in claims.overlapping(pair):
+            ours = f"{pair.src} to {pair.dst}"
+            theirs = f"{claim.selector.src} to {claim.selector.dst} of {claim.owner}"
             if claim.selector == pair:
                 message = (
-                    f"{pair.src} to {pair.dst} is the traffic of {claim.owner} already: remove it"
-                    f" in one of the two"
+                    f"{ours} is the traffic of {claim.owner} already: remove it in one of the two"
                 )
             elif claim.priority == candidate.priority:
                 message = (
-                    f"{pair.src} to {pair.dst} overlaps {claim.selector.src} to"
-                    f" {claim.selector.dst} of {claim.owner} and has the same priority: make them"
-                    " disjoint, or use an IPsecPolicy with another spec.priority (lower ones are"
-                    " looked at first)"
+                    f"{ours} overlaps {theirs} and has the same priority: make them disjoint, or"
+                    " use an IPsecPolicy with another spec.priority (lower ones are looked at"
+                    " first)"
                 )
             else:
                 if claim.priority < candidate.priority and covers(claim.selector, pair):
-                    shadowed.add((pair, claim))
+                    text = f"{ours} never matches, {theirs} comes first: remove it, or set a lower"
+                    hidden[f"{text} spec.priority"] = None
+                elif claim.priority > candidate.priority and covers(pair, claim.selector):
+                    text = f"{ours} takes all of {theirs}: remove that, or set a higher"
+                    hidden[f"{text} spec.priority"] = None
                 continue
             result.rejections.append(
                 Rejection(candidate.source, candidate.field, "Overlap", message)
             )
             return False
-    for pair, claim in sorted(shadowed, key=str):
-        message = (
-            f"{pair.src} to {pair.dst} never matches, {claim.owner} comes first: remove it, or set"
-            f" a lower spec.priority"
-        )
-        result.advice.append(Advice(candidate.source, candidate.field, "Overlap", message))
+    result.advice.extend(
+        Advice(candidate.source, candidate.field, "Overlap", message) for message in hidden
+    )
     for pair in candidate.pairs:
         claims.add(Claim(pair, candidate.priority, candidate.source))
     return True

@@ -210,16 +210,46 @@ def test_protocols_and_ports_tell_traffic_apart(make: Make, compiled: Compiled) 
     assert reasons(result) == [("d", "spec.selectors", "Overlap")]
 
 
-def test_a_policy_that_never_matches_is_told(make: Make, compiled: Compiled) -> None:
+NARROW = [{"src": "10.1.0.0/25", "dst": "10.30.0.0/24"}]
+WIDE = [{"src": "10.1.0.0/24", "dst": "10.30.0.0/16"}]
+
+
+@pytest.mark.parametrize(
+    ("older", "newer", "priority", "message"),
+    [
+        (
+            WIDE,
+            NARROW,
+            1,
+            "10.1.0.0/25 to 10.30.0.0/24 never matches, 10.1.0.0/24 to 10.30.0.0/16 of",
+        ),
+        (
+            NARROW,
+            WIDE,
+            9,
+            "10.1.0.0/24 to 10.30.0.0/16 takes all of 10.1.0.0/25 to 10.30.0.0/24 of",
+        ),
+        (WIDE, NARROW, 9, ""),
+        (NARROW, WIDE, 1, ""),
+    ],
+)
+def test_a_policy_that_never_matches_is_told(
+    make: Make,
+    compiled: Compiled,
+    older: list[dict[str, str]],
+    newer: list[dict[str, str]],
+    priority: int,
+    message: str,
+) -> None:
     result = compiled(
         make("Secret", "hq-psk"),
         make("IPsecPeer", remoteSubnets=None),
-        make("IPsecPolicy", "a", priority=1),
-        make("IPsecPolicy", "b", selectors=[{"src": "10.1.0.0/25", "dst": "10.30.0.0/24"}]),
+        make("IPsecPolicy", "a", priority=priority, selectors=older),
+        make("IPsecPolicy", "b", priority=5, selectors=newer),
     )
     assert not result.rejections
-    assert [(a.name, a.reason) for a in result.advice] == [("b", "Overlap")]
-    assert "never matches, IPsecPolicy default/a comes first" in result.advice[0].message
+    assert [(a.name, a.reason) for a in result.advice] == ([("b", "Overlap")] if message else [])
+    assert not message or result.advice[0].message.startswith(f"{message} IPsecPolicy default/a")
 
 
 def test_overlap_of_two_peers(make: Make, compiled: Compiled) -> None:
