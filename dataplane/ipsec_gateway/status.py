@@ -21,7 +21,7 @@ from ipsec_api.tunnel import TunnelConfig
 from ipsec_gateway.board import Cause, PeerState, fold
 from ipsec_gateway.intent import ChildOwner, Intent, Problem
 from ipsec_gateway.lastgood import InForce, Key
-from ipsec_ike.events import Event, IkeSaUp
+from ipsec_ike.events import Event
 
 #: Longest message of a condition that we write; the schema allows more.
 _LONGEST = 4096
@@ -44,9 +44,16 @@ class _View:
     in_force: InForce = field(default_factory=InForce)
     tunnels: dict[Key, TunnelConfig] = field(default_factory=dict)
     problems: dict[Key, list[Problem]] = field(default_factory=dict)
-    #: Children of an object, peers and policies alike: (peer, child) and its owner.
+    #: (peer, child, owner) of an object.
     children: dict[Key, list[tuple[str, str, ChildOwner]]] = field(default_factory=dict)
     expected: dict[str, list[str]] = field(default_factory=dict)
+    #: IPsecPolicies whose children belong to a peer.
+    policies: dict[str, set[Key]] = field(default_factory=dict)
+    #: Objects that are the source of a policy in force.
+    carried: set[Key] = field(default_factory=set)
+    findings: dict[Key, list[Finding]] = field(default_factory=dict)
+    advice: dict[Key, list[Finding]] = field(default_factory=dict)
+    keys: set[Key] = field(default_factory=set)
 
 
 class StatusBoard:
@@ -67,23 +74,16 @@ class StatusBoard:
 
     def configured(self, in_force: InForce, intent: Intent) -> None:
         """There is a new desired state."""
-        view = _View(in_force)
-        view.tunnels = {Key.ref(t.source): t for t in in_force.tunnels}
-        for problem in intent.problems:
-            view.problems.setdefault(Key.ref(problem.ref), []).append(problem)
-        for (peer, child), owner in intent.children.items():
-            view.children.setdefault(Key.ref(owner.ref), []).append((peer, child, owner))
-            view.expected.setdefault(peer, []).append(child)
-        self._view = view
+        self._view = view = _view(in_force, intent)
         for gone in self._peers.keys() - {t.key for t in in_force.tunnels}:
             del self._peers[gone]
-        self._dirty |= self._keys() | self._published.keys()
+        self._dirty |= view.keys | self._published.keys()
 
     def programmed(self, trouble: Cause | None) -> None:
         """Whether the data plane has taken what it was told, and if not why."""
         if trouble != self._trouble:
             self._trouble = trouble
-            self._dirty |= self._keys()
+            self._dirty |= self._view.keys
 
     def event(self, event: Event) -> None:
         """Something happened to a peer."""
@@ -93,18 +93,12 @@ class StatusBoard:
         if fold(state, event, self._clock()):
             namespace, _, name = event.peer.partition("/")
             self._dirty.add(Key("IPsecPeer", namespace, name))
-            child = getattr(event, "child", "")
-            if child or not isinstance(event, IkeSaUp):
-                self._dirty |= {
-                    key
-                    for key, owned in self._view.children.items()
-                    if key.kind == "IPsecPolicy" and any(peer == event.peer for peer, _, _ in owned)
-                }
+            self._dirty |= self._view.policies.get(event.peer, set())
 
     def changes(self) -> dict[Key, dict[str, Any] | None]:
         """Statuses that differ from what the last call gave; None for an object that is gone."""
         result: dict[Key, dict[str, Any] | None] = {}
-        known = self._keys()
+        known = self._view.keys
         for key in sorted(self._dirty):
             if key not in known:
                 self._conditions.pop(key, None)
@@ -124,14 +118,6 @@ class StatusBoard:
     def up(self) -> dict[str, PeerState]:
         """State by peer name, for metrics."""
         return self._peers
-
-    def _keys(self) -> set[Key]:
-        keys = set(self._view.in_force.objects)
-        for error in self._view.in_force.errors:
-            rejection = error.rejection
-            if rejection is not None:
-                keys.add(Key.ref(rejection.source))
-        return keys
 
     def _status(self, key: Key) -> SpecModel:
         item = self._view.in_force.objects.get(key)
@@ -175,11 +161,7 @@ class StatusBoard:
     def _policy_status(self, key: Key, item: object, generation: int) -> IPsecPolicyStatus:
         owned = self._view.children.get(key, [])
         verdicts = self._judged(key)
-        carried = bool(owned) or any(
-            Key.ref(policy.source) == key
-            for tunnel in self._view.tunnels.values()
-            for policy in tunnel.policies
-        )
+        carried = key in self._view.carried
         installed, cause = 0, None
         for peer, child, owner in owned:
             state = self._peers.get(peer, PeerState())
@@ -220,14 +202,8 @@ class StatusBoard:
 
     def _judged(self, key: Key) -> list[_Verdict]:
         """Accepted and ResolvedRefs."""
-        findings: list[Finding] = [
-            r for r in self._view.in_force.rejections if Key.ref(r.source) == key
-        ]
-        for error in self._view.in_force.errors:
-            rejection = error.rejection
-            if rejection is not None and Key.ref(rejection.source) == key:
-                findings.append(rejection)
-        advice = [a for a in self._view.in_force.advice if Key.ref(a.source) == key]
+        findings = self._view.findings.get(key, [])
+        advice = self._view.advice.get(key, [])
         held = "; its last good version stays in force" if key in self._view.in_force.held else ""
         verdicts: list[_Verdict] = []
         for kind in ("Accepted", "ResolvedRefs"):
@@ -278,6 +254,29 @@ class StatusBoard:
             conditions = set_condition(conditions, condition)
         self._conditions[key] = conditions
         return conditions
+
+
+def _view(in_force: InForce, intent: Intent) -> _View:
+    view = _View(in_force)
+    view.keys |= in_force.objects.keys()
+    for tunnel in in_force.tunnels:
+        view.tunnels[Key.ref(tunnel.source)] = tunnel
+        view.carried |= {Key.ref(policy.source) for policy in tunnel.policies}
+    for problem in intent.problems:
+        view.problems.setdefault(Key.ref(problem.ref), []).append(problem)
+    for (peer, child), owner in intent.children.items():
+        key = Key.ref(owner.ref)
+        view.children.setdefault(key, []).append((peer, child, owner))
+        view.expected.setdefault(peer, []).append(child)
+        if key.kind == "IPsecPolicy":
+            view.policies.setdefault(peer, set()).add(key)
+    rejections = (e.rejection for e in in_force.errors)
+    for finding in (*in_force.rejections, *(r for r in rejections if r is not None)):
+        view.findings.setdefault(Key.ref(finding.source), []).append(finding)
+        view.keys.add(Key.ref(finding.source))
+    for advice in in_force.advice:
+        view.advice.setdefault(Key.ref(advice.source), []).append(advice)
+    return view
 
 
 def _established(tunnel: TunnelConfig | None, state: PeerState, expected: list[str]) -> _Verdict:

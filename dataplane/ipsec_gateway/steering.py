@@ -117,11 +117,15 @@ class Steering:
         if self._stale is not None:
             await _batch(plan.routing(self._stale, await current()).delete)
 
-    async def remove(self) -> None:
-        """Take everything away, the guard last."""
+    async def unroute(self) -> None:
+        """Take routes, rules and the device's address away; the guard stays."""
         await _batch(plan.routing(Routing(), await current()).delete)
         if await device_mtu(self.device) is not None:
             await run("ip", "address", "flush", "dev", self.device, "to", DUMMY_ADDRESS.split()[0])
+        self._stale = None
+
+    async def unguard(self) -> None:
+        """Take the guard away: the last of all steps."""
         await run("nft", "-f", "-", script=nftables.remove())
         self._guard = None
 

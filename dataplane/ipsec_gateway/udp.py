@@ -97,7 +97,7 @@ class IkeSockets:
                 self._add(pair.ike, marker=True)
                 natt = pair.ike.getsockname()[1]
                 for each in (sock, pair.ike, pair.esp):
-                    _mark(each)
+                    bypass(each)
         except BaseException:
             for port in self._ports.values():
                 port.sock.close()
@@ -226,7 +226,7 @@ def _bound(family: int, number: int) -> socket.socket:
     return sock
 
 
-def _mark(sock: socket.socket) -> None:
+def bypass(sock: socket.socket) -> None:
     """Our own packets go the usual route even where a policy covers the peer's own address."""
     try:
         sock.setsockopt(socket.SOL_SOCKET, _SO_MARK, BYPASS)

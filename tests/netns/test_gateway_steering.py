@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import ipaddress
 import os
 import select
@@ -28,7 +27,7 @@ from ipsec_gateway.intent import Intent
 from ipsec_gateway.ipsec.base import Level, PolicyAction, PolicyDirection, PolicyId, PolicySpec
 from ipsec_gateway.steering import Steering, current, local_addresses
 from ipsec_ike.selectors import TrafficSelector
-from ipsec_lab.netns import Namespace, end_process
+from ipsec_lab.netns import Namespace, end_process, enter_namespace
 
 T = TypeVar("T")
 DEVICE = "kipsec0"
@@ -64,8 +63,7 @@ class Rig:
         result: list[T] = []
 
         def inside() -> None:
-            with open(self.gw.path, "rb") as there:
-                assert ctypes.CDLL(None).setns(there.fileno(), 0x40000000) == 0
+            enter_namespace(self.gw.path)
             result.append(asyncio.run(work()))
 
         thread = threading.Thread(target=inside)
@@ -371,7 +369,8 @@ def test_the_same_again_changes_nothing_and_removal_leaves_nothing(rig: Rig) -> 
     rig.apply(PROTECT4)
     assert "10.2.0.0/16" in state(rig)
     assert "fd00:2::" not in state(rig)
-    rig.run(rig.steering.remove)
+    rig.run(rig.steering.unroute)
+    rig.run(rig.steering.unguard)
     assert state(rig) == pristine
     routes = rig.run(current)
     assert not routes.routes

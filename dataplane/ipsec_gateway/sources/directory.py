@@ -67,6 +67,10 @@ class DirectorySource:
             except TimeoutError:
                 continue
 
+    def read_once(self) -> Files:
+        """The contents now, without following."""
+        return self._read(_look(self._folder))
+
     def _read(self, seen: Mapping[str, _Stamp]) -> Files:
         """Parse what changed. Faults of the folder and of files are errors of documents."""
         fresh: dict[str, tuple[_Stamp, Documents]] = {}

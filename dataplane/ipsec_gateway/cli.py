@@ -1,0 +1,164 @@
+"""``kube-ipsec gateway``: options, exit codes, signals.
+
+====  ========================================================================================
+exit  when
+====  ========================================================================================
+0     stopped in good order (SIGTERM, SIGINT); with ``--dry-run``: everything is accepted
+1     something broke while it ran: the log says what, a supervisor starts it again
+2     wrong usage of the command line
+3     this machine lacks something: a program, a right, the chosen data plane
+4     another process has UDP port 500 or 4500, or the address of ``--listen``
+5     ``--dry-run``: some document is rejected
+====  ========================================================================================
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+from typing import Final, get_args
+
+import click
+
+from ipsec_gateway import logs
+from ipsec_gateway.ipsec.base import IpsecBackend
+from ipsec_gateway.ports import PortConflict
+from ipsec_gateway.runtime import Gateway, Options
+from ipsec_gateway.sources.directory import DirectorySource
+from ipsec_gateway.udp import IkeSockets
+
+#: The TUN device of the userspace data plane.
+DEVICE: Final = "kipsec0"
+
+_LACKING, _CONFLICT, _REJECTED = 3, 4, 5
+
+
+class _Address(click.ParamType[tuple[str, int]]):
+    """ADDR:PORT, with an IPv6 address in brackets."""
+
+    name = "addr:port"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, int]:
+        if isinstance(value, tuple):
+            return value
+        host, _, port = str(value).rpartition(":")
+        if not host or not port.isdecimal() or int(port) > 65535:
+            self.fail(f"{value!r} is not ADDR:PORT, such as 127.0.0.1:9500", param, ctx)
+        return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+@click.command()
+@click.option(
+    "--manifests",
+    required=True,
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder with *.yaml files: IPsecPeer, IPsecPolicy, ModeConfig, Secret. Followed.",
+)
+@click.option(
+    "--state",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for statuses (STATE/status/KIND/NAMESPACE/NAME.yaml); none are written without.",
+)
+@click.option(
+    "--dataplane",
+    type=click.Choice(["auto", "xfrm", "userspace"]),
+    default="auto",
+    show_default=True,
+    help="Who carries the packets.",
+)
+@click.option(
+    "--listen",
+    type=_Address(),
+    default="127.0.0.1:9500",
+    show_default=True,
+    help="Address of /healthz, /readyz, /metrics and /status.",
+)
+@click.option(
+    "--log-format", type=click.Choice(get_args(logs.Format)), default="text", show_default=True
+)
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="info",
+    show_default=True,
+)
+@click.option(
+    "--dry-run", is_flag=True, help="Read the folder once, say what would be done, and end."
+)
+def gateway(
+    manifests: Path,
+    state: Path | None,
+    dataplane: str,
+    listen: tuple[str, int],
+    log_format: logs.Format,
+    log_level: str,
+    dry_run: bool,
+) -> None:
+    """Run tunnels for the resources in a folder.
+
+    SIGTERM ends it: peers are told, and nothing is left behind. SIGHUP reads everything again.
+    """
+    if dry_run:
+        # Imported here: it pulls in what a running gateway does not need.
+        from ipsec_gateway.dryrun import report
+
+        accepted, text = report(manifests)
+        click.echo(text)
+        sys.exit(0 if accepted else _REJECTED)
+    if problem := _lacking(dataplane):
+        _end(problem, _LACKING)
+    logs.setup(log_format, log_level)
+    options = Options(state=state, listen=listen, device=DEVICE)
+    try:
+        asyncio.run(_run(options, manifests))
+    except PortConflict as exc:
+        _end(str(exc), _CONFLICT)
+    except PermissionError as exc:
+        _end(f"{exc}: run it as root, or with CAP_NET_ADMIN and CAP_NET_RAW", _LACKING)
+    except Exception:  # already in the log, with its cause: the watchdog's way out
+        sys.exit(1)
+
+
+async def _run(options: Options, manifests: Path) -> None:
+    loop = asyncio.get_running_loop()
+    it = Gateway(options, DirectorySource(manifests), _userspace)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, it.stop)
+    loop.add_signal_handler(signal.SIGHUP, it.refresh)
+    # What is there now stays: a collection need not look at it again. Thousands of SAs are long
+    # lived too, so look for garbage more rarely than the default.
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
+    await it.run()
+
+
+def _userspace(sockets: IkeSockets) -> IpsecBackend:
+    from ipsec_gateway.ipsec.userspace import UserspaceBackend
+
+    return UserspaceBackend(device=DEVICE, esp_sockets=[pair.esp for pair in sockets.pairs])
+
+
+def _lacking(dataplane: str) -> str | None:
+    """What is missing for this data plane, with the remedy."""
+    if dataplane == "xfrm":
+        return "the kernel's ESP (--dataplane xfrm) is not built yet: use --dataplane userspace"
+    for program, package in (("ip", "iproute2"), ("nft", "nftables")):
+        if shutil.which(program) is None:
+            return f"{program} is not installed: apt-get install {package}"
+    if not Path("/dev/net/tun").exists():
+        return "/dev/net/tun is missing: modprobe tun, or mount it into the container"
+    if not os.access("/dev/net/tun", os.R_OK | os.W_OK):
+        return "/dev/net/tun cannot be opened: run it as root"
+    return None
+
+
+def _end(message: str, code: int) -> None:
+    click.echo(f"kube-ipsec gateway: {message}", err=True)
+    sys.exit(code)

@@ -1,0 +1,451 @@
+"""The gateway: from a source of documents to tunnels, and back to statuses.
+
+One task follows the source, one makes the intent so, one listens to the data plane, one writes
+statuses. The engine itself runs in callbacks (``pump``). Reconciling is level-triggered: whatever
+woke it, the whole intent is computed and what differs is done, in this order:
+
+    guard -> data plane -> routes -> policies -> engine -> (what is gone has said good-bye)
+    -> policies, routes and guard that nobody wants any more
+
+so that a protected packet never finds an open way. An error anywhere in the callbacks ends the
+process: its supervisor starts a clean one, and the guard stays in the kernel meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from ipsec_gateway import plan
+from ipsec_gateway.board import Cause
+from ipsec_gateway.http import HttpServer, Pages
+from ipsec_gateway.intent import Address, Intent, intent
+from ipsec_gateway.ipsec.base import (
+    DataplaneError,
+    IpsecBackend,
+    Level,
+    PolicyDirection,
+    PolicyId,
+    PolicySpec,
+    WorkerRestarted,
+)
+from ipsec_gateway.lastgood import InForce, LastGood
+from ipsec_gateway.logs import log_event
+from ipsec_gateway.metrics import Metrics, Scrape
+from ipsec_gateway.ports import PortConflict
+from ipsec_gateway.pump import Pump
+from ipsec_gateway.resolve import Resolver
+from ipsec_gateway.sources.directory import Files
+from ipsec_gateway.status import StatusBoard
+from ipsec_gateway.statusfiles import FileStatusSink
+from ipsec_gateway.steering import Steering, device_mtu, local_addresses
+from ipsec_gateway.tools import ToolError
+from ipsec_gateway.udp import IKE_PORT, IkeSockets
+from ipsec_ike.engine import Engine
+from ipsec_ike.events import ChildSaDown, ChildSaUp, Event
+
+log = logging.getLogger("ipsec_gateway")
+
+#: Seconds that peers have to answer our deletes.
+GOODBYE: Final = 3.0
+#: Seconds between looks at what nobody tells us about: names, routes, the kernel's tables.
+UPKEEP: Final = 10.0
+#: Seconds after a failed reconciliation.
+RETRY: Final = 2.0
+#: Seconds between looks at the SAs' counters.
+POLL: Final = 1.0
+#: Seconds for which changes of status are collected.
+DEBOUNCE: Final = 0.1
+
+
+class Source(Protocol):
+    """Where documents come from."""
+
+    def snapshots(self) -> AsyncIterator[Files]:
+        """Whole contents, at once and after every change."""
+
+    def refresh(self) -> None:
+        """Look again now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a gateway is run. ``device`` is what the backend creates, None if it needs none."""
+
+    state: Path | None = None
+    listen: tuple[str, int] | None = None
+    device: str | None = None
+    ports: tuple[int, int] = (IKE_PORT, 4500)
+    name: str = field(default_factory=socket.gethostname)
+
+
+class Gateway:
+    """One gateway process. ``run`` is the whole of it."""
+
+    def __init__(
+        self,
+        options: Options,
+        source: Source,
+        make_backend: Callable[[IkeSockets], IpsecBackend],
+    ) -> None:
+        self._options: Final = options
+        self._source: Final = source
+        self._make_backend: Final = make_backend
+        self._loop: Final = asyncio.get_running_loop()
+        self.pump: Final = Pump(Engine(rng=os.urandom), self._on_event, self._loop)
+        self._sockets: Final = IkeSockets(
+            self.pump.receive, self.pump.esp, self.pump.pump, ports=options.ports
+        )
+        self.board: Final = StatusBoard(_now)
+        self.metrics: Final = Metrics(options.name)
+        self._memory: Final = LastGood()
+        self._resolver: Final = Resolver(self._wake_up)
+        self._steering: Final = Steering(options.device) if options.device else None
+        self._sink: Final = FileStatusSink(options.state) if options.state else None
+        self._in_force: InForce | None = None
+        self._intent: Intent | None = None
+        self._addresses: tuple[Address, ...] = ()
+        self._policies: dict[PolicyId, PolicySpec] = {}
+        self._backend_task: asyncio.Task[None] | None = None
+        self._wake: Final = asyncio.Event()
+        self._changed: Final = asyncio.Event()
+        self._stop: Final = asyncio.Event()
+        self._failure: BaseException | None = None
+        self._ready = False
+        #: Whether some policy passes clear text while it has no SA.
+        self._has_use = False
+        #: Whether statuses of objects that went away while nobody looked are deleted.
+        self._swept = False
+        self._told: set[str] = set()
+
+    def stop(self) -> None:
+        """End in good order (SIGTERM)."""
+        self._stop.set()
+
+    def refresh(self) -> None:
+        """Read and look up everything again (SIGHUP)."""
+        self._source.refresh()
+        self._resolver.hurry()
+        self._wake_up()
+
+    async def run(self) -> None:
+        """Until ``stop``. Raises PortConflict or OSError where it cannot start, and whatever broke
+        it later."""
+        self._loop.set_exception_handler(self._on_exception)
+        if self._sink is not None:
+            self.board.remember(self._sink.open())
+        self._sockets.open()
+        self.pump.sockets = self._sockets
+        server = HttpServer(Pages(self._missing, self._scrape, self._document))
+        tasks: list[asyncio.Task[None]] = []
+        try:
+            if self._options.listen is not None:
+                await _serve(server, *self._options.listen)
+            self._sockets.attach(self._loop)
+            log.info("IKE on UDP ports %s", " and ".join(map(str, self._sockets.ports)))
+            tasks = [
+                asyncio.create_task(each)
+                for each in (self._follow(), self._reconcile_forever(), self._poll(), self._write())
+            ]
+            for task in tasks:
+                task.add_done_callback(self._on_done)
+            await self._stop.wait()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            if self._failure is None and tasks:
+                await self._leave()
+            elif self.pump.backend is not None:
+                await self.pump.backend.close(remove=False)
+            await self._resolver.close()
+            self.pump.close()
+            self._sockets.close(self._loop)
+            await server.close()
+        if self._failure is not None:
+            raise self._failure
+
+    # Following.
+
+    async def _follow(self) -> None:
+        """Take what the source gives."""
+        async for files in self._source.snapshots():
+            in_force = await asyncio.to_thread(self._memory.take, files.files)
+            self._tell(in_force)
+            self._in_force = in_force
+            self._wake_up()
+
+    def _tell(self, in_force: InForce) -> None:
+        """Log what is wrong with the documents, once for each fault."""
+        told = set()
+        for level, each in (
+            *((logging.ERROR, e) for e in in_force.errors),
+            *((logging.ERROR, r) for r in in_force.rejections),
+            *((logging.WARNING, a) for a in in_force.advice),
+            *((logging.WARNING, w) for w in in_force.warnings),
+        ):
+            text = str(each)
+            told.add(text)
+            if text not in self._told:
+                log.log(level, "%s", text)
+        self._told = told
+
+    def _wake_up(self) -> None:
+        self._wake.set()
+
+    async def _reconcile_forever(self) -> None:
+        wait = UPKEEP
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), wait)
+            self._wake.clear()
+            if self._in_force is not None:
+                wait = UPKEEP if await self._reconcile(self._in_force) else RETRY
+
+    async def _reconcile(self, in_force: InForce) -> bool:
+        """Make it so. Returns whether all of it could be done."""
+        started = self._loop.time()
+        trouble: Cause | None = None
+        try:
+            addresses = await local_addresses(self._options.device)
+            facts = await self._resolver.facts(in_force.tunnels, addresses, started)
+            wanted = await asyncio.to_thread(intent, in_force.tunnels, facts)
+            if in_force is not self._in_force:
+                return True  # superseded, and woken up again
+            self.board.configured(in_force, wanted)
+            self._changed.set()
+            if wanted.peers or wanted.policies:
+                await self._apply(wanted, addresses)
+            elif self._intent is None or self._intent.peers or self._intent.policies:
+                await self._withdraw()
+            self._intent, self._addresses = wanted, addresses
+            self._ready = True
+        except (ToolError, DataplaneError) as exc:
+            trouble = Cause("DataplaneError", str(exc))
+            log.error("cannot make it so: %s", exc)
+        self.board.programmed(trouble)
+        self._changed.set()
+        self.metrics.reconciled(self._loop.time() - started, ok=trouble is None)
+        return trouble is None
+
+    async def _apply(self, wanted: Intent, addresses: tuple[Address, ...]) -> None:
+        steering, before = self._steering, self._intent
+        kept = {spec.id for spec in wanted.policies}
+        retained = tuple(
+            spec
+            for spec in self._policies.values()
+            if spec.id.direction is PolicyDirection.OUT and spec.id not in kept
+        )
+        if steering is not None:
+            if wanted == before:
+                await steering.verify_guard()
+            mtu = await device_mtu(steering.device)
+            await steering.guard(wanted, live=self._live(wanted), mtu=mtu, retained=retained)
+        backend = self.pump.backend or await self._start_backend()
+        if steering is not None:
+            mtu = await device_mtu(steering.device)
+            await steering.guard(wanted, live=self._live(wanted), mtu=mtu, retained=retained)
+            await steering.route(wanted, addresses)
+        changes = plan.policies(wanted.policies, self._policies)
+        if changes.put:
+            await backend.put_policies(changes.put, ())
+            self._policies.update({spec.id: spec for spec in changes.put})
+        gone = set()
+        if before is None or wanted.peers != before.peers:
+            self.pump.tell(lambda engine, now: engine.configure(wanted.peers, now))
+            if before is not None:
+                gone = {p.name for p in before.peers} - {p.name for p in wanted.peers}
+        if gone:
+            await self._until_gone(gone)
+            self.pump.forget({p.name for p in wanted.peers})
+        if changes.delete:
+            await backend.put_policies((), changes.delete)
+            for key in changes.delete:
+                self._policies.pop(key, None)
+        if steering is not None:
+            await steering.prune()
+            if retained:
+                await steering.guard(wanted, live=self._live(wanted), mtu=mtu)
+
+    def _live(self, wanted: Intent) -> frozenset[int]:
+        """Reqids with an SA; only ``level: use`` asks."""
+        self._has_use = any(spec.level is Level.USE for spec in wanted.policies)
+        if not self._has_use:
+            return frozenset()
+        return frozenset(c.reqid for sa in self.pump.engine.snapshot() for c in sa.children)
+
+    async def _until_gone(self, peers: set[str] | None) -> None:
+        """Wait until the SAs of these peers (None: all) are deleted, for ``GOODBYE`` at most."""
+        deadline = self._loop.time() + GOODBYE
+        while self._loop.time() < deadline:
+            left = {sa.peer for sa in self.pump.engine.snapshot()}
+            if not (left if peers is None else left & peers):
+                break
+            await asyncio.sleep(0.02)
+        await self.pump.settled()
+
+    # The data plane comes and goes with the first and the last tunnel.
+
+    async def _start_backend(self) -> IpsecBackend:
+        backend = self._make_backend(self._sockets)
+        await backend.start()
+        self.pump.backend = backend
+        self._policies.clear()
+        self._backend_task = asyncio.create_task(self._listen(backend))
+        self._backend_task.add_done_callback(self._on_done)
+        log.info("data plane: %s", backend.name)
+        return backend
+
+    async def _listen(self, backend: IpsecBackend) -> None:
+        async for event in backend.events():
+            if isinstance(event, WorkerRestarted):
+                self.metrics.restarted()
+                log.warning("a packet process was replaced: %s", event.detail)
+            else:
+                self.pump.report(event)
+
+    async def _withdraw(self) -> None:
+        """Leave nothing behind: no SA, policy, route, rule, device, and then no guard."""
+        self.pump.tell(lambda engine, now: engine.configure((), now))
+        await self._until_gone(None)
+        await self._dismantle()
+
+    async def _dismantle(self) -> None:
+        if self._steering is not None:
+            await self._steering.unroute()
+        backend = self.pump.backend
+        if backend is not None:
+            self.pump.backend = None
+            self.pump.dropped()
+            await backend.close(remove=True)
+            if self._backend_task is not None:
+                await asyncio.gather(self._backend_task, return_exceptions=True)
+        self._policies.clear()
+        if self._steering is not None:
+            await self._steering.unguard()
+
+    async def _leave(self) -> None:
+        """The end: good-bye to all peers, and everything taken away."""
+        log.info("stopping")
+        self.pump.tell(lambda engine, now: engine.shutdown(now))
+        await self._until_gone(None)
+        try:
+            await self._dismantle()
+        except (ToolError, DataplaneError) as exc:
+            log.error("not everything could be taken away: %s", exc)
+        await self._write_changes()
+
+    # Reports.
+
+    def _on_event(self, event: Event) -> None:
+        log_event(event)
+        self.board.event(event)
+        self.metrics.event(event)
+        self._changed.set()
+        if self._has_use and isinstance(event, ChildSaUp | ChildSaDown):
+            self._wake_up()
+
+    async def _poll(self) -> None:
+        while True:
+            await asyncio.sleep(POLL)
+            await self.pump.poll()
+
+    async def _write(self) -> None:
+        while True:
+            await self._changed.wait()
+            await asyncio.sleep(DEBOUNCE)
+            self._changed.clear()
+            await self._write_changes()
+
+    async def _write_changes(self) -> None:
+        changes = self.board.changes()
+        if self._sink is None:
+            return
+        try:
+            await asyncio.to_thread(self._sink.write, changes)
+            if self._ready and not self._swept:
+                await asyncio.to_thread(self._sink.drop, set(self.board.all()))
+                self._swept = True
+        except OSError as exc:
+            log.error("status files cannot be written: %s", exc)
+
+    def _missing(self) -> str:
+        return "" if self._ready else "the first documents are not in force yet"
+
+    async def _scrape(self) -> bytes:
+        wanted = self._intent or Intent()
+        backend = self.pump.backend
+        drops = getattr(backend, "drops", None)
+        self.metrics.scrape = Scrape(
+            gateway=self._options.name,
+            peers=self.board.up(),
+            configured=frozenset(p.name for p in wanted.peers),
+            children=wanted.children,
+            traffic=await self.pump.traffic(),
+            guard=await self._guard_counters(),
+            ike_counters=dict(self.pump.engine.counters),
+            socket_counters=dict(self._sockets.counters),
+            dataplane_drops=drops() if callable(drops) else {},
+        )
+        return self.metrics.render()
+
+    async def _guard_counters(self) -> dict[str, Any]:
+        if self._steering is None or self.pump.backend is None:
+            return {}
+        try:
+            return dict(await self._steering.counters())
+        except ToolError:
+            # The table is being replaced, or somebody took it away: the next look has them.
+            return {}
+
+    async def _document(self) -> dict[str, Any]:
+        await self._write_changes()
+        return {
+            "gateway": self._options.name,
+            "dataplane": self.pump.backend.name if self.pump.backend else None,
+            "objects": [
+                {"kind": key.kind, "namespace": key.namespace, "name": key.name, "status": status}
+                for key, status in sorted(self.board.all().items())
+            ],
+            "errors": [str(e) for e in self._in_force.errors] if self._in_force else [],
+        }
+
+    # The watchdog.
+
+    def _on_exception(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Something broke where nobody could catch it: better no gateway than half of one."""
+        exc = context.get("exception")
+        failure = exc if isinstance(exc, Exception) else RuntimeError(str(context.get("message")))
+        self._fail(failure)
+
+    def _on_done(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (exc := task.exception()) is not None:
+            self._fail(exc)
+
+    def _fail(self, exc: BaseException) -> None:
+        if self._failure is None:
+            self._failure = exc
+            log.critical("broken: %s: %s", type(exc).__name__, exc, exc_info=exc)
+        self._stop.set()
+
+
+async def _serve(server: HttpServer, host: str, port: int) -> None:
+    try:
+        await server.open(host, port)
+    except OSError as exc:
+        raise PortConflict(
+            f"cannot serve /readyz and /metrics on {host}:{port} ({exc.strerror}): choose another "
+            "address with --listen"
+        ) from exc
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -1,0 +1,119 @@
+"""Routes and rules, their parsing, and differences."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address, ip_network
+
+from ipsec_gateway import plan
+from ipsec_gateway.ipsec.base import PolicyAction, PolicyDirection, PolicyId, PolicySpec
+from ipsec_gateway.marks import RULE_LAST, RULE_SOURCE, RULE_STEER, TABLE, TABLE_SOURCE
+from ipsec_gateway.routing import Route, Routing, Rule, parse_routes, parse_rules, routing
+from ipsec_ike.selectors import TrafficSelector
+
+LOCAL, REMOTE = ip_network("10.1.0.0/16"), ip_network("10.2.0.0/16")
+
+
+def made(*remotes: str, mtu: int | None = None) -> Routing:
+    networks = [ip_network(r) for r in remotes]
+    return routing(
+        [(ip_network("::/0") if n.version == 6 else LOCAL, n) for n in networks],
+        device="tun0",
+        addresses=(ip_address("192.0.2.1"), ip_address("10.1.0.1"), ip_address("2001:db8::1")),
+        mtus=dict.fromkeys(networks, mtu) if mtu else None,
+    )
+
+
+def test_a_remote_subnet_has_a_way_a_hint_and_a_refusal() -> None:
+    assert made("10.2.0.0/16").routes == {
+        Route(TABLE, "10.2.0.0/16", "tun0"),
+        Route(TABLE, "10.2.0.0/16", ""),
+        Route(TABLE_SOURCE, "10.2.0.0/16", "tun0", "10.1.0.1"),
+        Route(TABLE_SOURCE, "10.2.0.0/16", ""),
+    }
+    assert made("10.2.0.0/16").rules == {Rule(4, p) for p in (RULE_STEER, RULE_SOURCE, RULE_LAST)}
+
+
+def test_a_default_route_is_never_the_gateways_own() -> None:
+    tables = {route.table for route in made("0.0.0.0/0", "::/0").routes}
+    assert tables == {TABLE}
+
+
+def test_no_subnet_no_rule() -> None:
+    assert made() == Routing()
+
+
+def test_what_is_shown_is_what_was_made() -> None:
+    wanted = made("10.2.0.0/16", "10.9.9.9/32", "0.0.0.0/0", mtu=1300)
+    shown = {
+        TABLE: [
+            {"dst": "default", "dev": "tun0", "protocol": "79", "metrics": [{"mtu": 1300}]},
+            {"type": "unreachable", "dst": "default", "metric": 4294967295, "flags": []},
+            {"dst": "10.2.0.0/16", "dev": "tun0", "metrics": [{"mtu": 1300}]},
+            {"type": "unreachable", "dst": "10.2.0.0/16", "dev": "lo"},
+            {"dst": "10.9.9.9", "dev": "tun0", "metrics": [{"mtu": 1300}]},
+            {"type": "unreachable", "dst": "10.9.9.9"},
+        ],
+        TABLE_SOURCE: [
+            {
+                "dst": "10.2.0.0/16",
+                "dev": "tun0",
+                "prefsrc": "10.1.0.1",
+                "metrics": [{"mtu": 1300}],
+            },
+            {"type": "unreachable", "dst": "10.2.0.0/16"},
+            {"dst": "10.9.9.9", "dev": "tun0", "prefsrc": "10.1.0.1", "metrics": [{"mtu": 1300}]},
+            {"type": "unreachable", "dst": "10.9.9.9"},
+        ],
+    }
+    found = set().union(*(parse_routes(entries, table, 4) for table, entries in shown.items()))
+    assert found == wanted.routes
+    rules = [
+        {"priority": 0, "src": "all", "table": "local"},
+        {"priority": RULE_STEER, "src": "all", "fwmark": "0x10"},
+        {"priority": RULE_SOURCE, "src": "0.0.0.0"},
+        {"priority": RULE_LAST, "src": "all"},
+        {"priority": 32766, "src": "all", "table": "main"},
+    ]
+    assert parse_rules(rules, 4) == wanted.rules
+
+
+def test_nothing_to_do_is_nothing() -> None:
+    assert not plan.routing(made("10.2.0.0/16"), made("10.2.0.0/16"))
+
+
+def test_routes_come_before_rules_and_go_after_them() -> None:
+    there = plan.routing(made("10.2.0.0/16"), Routing())
+    verbs = [line.split()[0] for line in there.add[4]]
+    assert verbs == ["route"] * 4 + ["rule"] * 3
+    assert there.add[4][0].startswith("route replace unreachable"), "the refusal is first"
+    back = plan.routing(Routing(), made("10.2.0.0/16"))
+    verbs = [line.split()[0] for line in back.delete[4]]
+    assert verbs == ["rule"] * 3 + ["route"] * 4
+    assert back.delete[4][-1].startswith("route delete unreachable"), "and last"
+
+
+def test_a_new_mtu_replaces_the_route_in_place() -> None:
+    changes = plan.routing(made("10.2.0.0/16", mtu=1300), made("10.2.0.0/16"))
+    assert [line.split()[:2] for line in changes.add[4]] == [["route", "replace"]] * 2
+    assert not any(changes.delete.values())
+
+
+def test_policies_differ_by_what_changed() -> None:
+    def spec(dst: str, priority: int) -> PolicySpec:
+        return PolicySpec(
+            id=PolicyId(
+                PolicyDirection.OUT,
+                TrafficSelector.network("10.1.0.0/16"),
+                TrafficSelector.network(dst),
+            ),
+            action=PolicyAction.ENCRYPT,
+            priority=priority,
+            reqid=1,
+        )
+
+    kept, moved, gone = spec("10.2.0.0/16", 1), spec("10.3.0.0/16", 2), spec("10.4.0.0/16", 3)
+    actual = {s.id: s for s in (kept, moved, gone)}
+    changes = plan.policies([kept, spec("10.3.0.0/16", 5), spec("10.5.0.0/16", 4)], actual)
+    assert [s.priority for s in changes.put] == [4, 5]
+    assert changes.delete == (gone.id,)
+    assert not plan.policies(actual.values(), actual)
