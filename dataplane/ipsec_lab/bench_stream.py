@@ -8,7 +8,11 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from ipsec_lab.bench_charon import CharonPair
+from ipsec_lab.bench_gateways import gateways
+from ipsec_lab.bench_pair import CHARON, OURS, Settings, turns
 from ipsec_lab.bench_process import Usage
+from ipsec_lab.bench_report import Row
 from ipsec_lab.netns import LabError, end_process
 from ipsec_lab.topology import Topology
 
@@ -21,7 +25,46 @@ class Stream:
     cost: Mapping[str, float]
 
 
-def stream(topology: Topology, seconds: float, usage: Callable[[str], Usage]) -> Stream:
+def stream(settings: Settings) -> list[Row]:
+    """Throughput and what a Gbit costs each gateway."""
+
+    def measure(side: str) -> Stream:
+        folder = settings.new_folder()
+        with Topology() as topology:
+            if side == OURS:
+                with gateways(topology, folder) as ours:
+                    return one_stream(topology, settings.seconds, ours.usage)
+            with CharonPair(topology, folder) as charons:
+                charons.initiate(1, parallel=1)
+                return one_stream(topology, settings.seconds, charons.usage)
+
+    results = turns(settings, measure)
+    ours, theirs = results[OURS], results[CHARON]
+    rows = [
+        Row(
+            what="userspace ESP, one TCP stream",
+            unit="Mbit/s",
+            ours=tuple(s.mbit for s in ours),
+            theirs=tuple(s.mbit for s in theirs),
+            at_least=4,
+            note="AES-128-GCM, UDP-encapsulated, MTU 1500 on the wire; both gateways and both ends "
+            f"of iperf3 share this machine; {settings.seconds:g} s",
+        )
+    ]
+    for name, what in (("a", "encrypting"), ("b", "decrypting")):
+        rows.append(
+            Row(
+                what=f"CPU of the {what} gateway",
+                unit="core-s per Gbit",
+                ours=tuple(s.cost[name] for s in ours),
+                theirs=tuple(s.cost[name] for s in theirs),
+                at_most=0.25,
+            )
+        )
+    return rows
+
+
+def one_stream(topology: Topology, seconds: float, usage: Callable[[str], Usage]) -> Stream:
     """iperf3 from the host of LAN a to that of LAN b for ``seconds``.
 
     ``usage`` tells what the gateway of a site has used so far. Raises LabError where iperf3 fails.
