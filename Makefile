@@ -56,9 +56,11 @@ lint: ## ruff, mypy, import contracts, drift of generated files
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m ipsec_api.structural --check
+	$(BIN)/python -m ipsec_api.reference --check
 
-crds: $(VENV)/.project ## write crds/*.yaml anew from the models
+crds: $(VENV)/.project ## write crds/*.yaml and docs/resources.md anew from the models
 	$(BIN)/python -m ipsec_api.structural
+	$(BIN)/python -m ipsec_api.reference
 
 lock: ## resolve requirements.lock anew from pyproject.toml
 	$(PYTHON) -m venv build/lock
