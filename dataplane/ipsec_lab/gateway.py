@@ -21,7 +21,7 @@ from ipsec_lab.netns import LabError, Namespace
 from ipsec_lab.topology import Topology
 
 #: Where the gateway serves /healthz, /readyz and /metrics; each has a namespace of its own.
-HTTP: Final = ("127.0.0.1", 9095)
+HTTP: Final = ("127.0.0.1", 9500)
 _COMMAND: Final = (sys.executable, "-c", "from ipsec_cli.main import main; main()", "gateway")
 
 
@@ -126,18 +126,15 @@ class GatewayProcess:
         finally:
             connection.close()
 
-    def status(self, kind: str, name: str) -> dict[str, Any]:
+    def status(self, kind: str, name: str, *, namespace: str = "default") -> dict[str, Any]:
         """The status of an object, or an empty dict while there is none."""
-        for path in self.state.rglob("*.yaml"):
-            document = yaml.safe_load(path.read_text())
-            if (
-                isinstance(document, dict)
-                and document.get("kind") == kind
-                and document.get("metadata", {}).get("name") == name
-            ):
-                status = document.get("status", {})
-                return status if isinstance(status, dict) else {}
-        return {}
+        path = self.state / "status" / kind.lower() / namespace / f"{name}.yaml"
+        try:
+            status = yaml.safe_load(path.read_text())["status"]
+        except FileNotFoundError:
+            return {}
+        assert isinstance(status, dict)
+        return status
 
     def condition(self, name: str, condition: str, *, kind: str = "IPsecPeer") -> dict[str, Any]:
         """One condition of an object, or an empty dict."""
