@@ -7,10 +7,14 @@ failed, and not "connecting", until an attempt succeeds.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Final
 
 from ipsec_ike import events
 from ipsec_ike.events import Event, Reason
 from ipsec_ike.inputs import Endpoint
+
+#: The stage of what concerns no child.
+_IKE: Final = "IKE"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +74,7 @@ def fold(state: PeerState, event: Event, now: str) -> bool:
             state.suite = event.suite
             state.since = state.since or now
             state.cause = None
-            state.details.pop("IKE", None)
+            state.details.pop(_IKE, None)
         case events.IkeSaRekeyed():
             state.suite = event.suite
         case events.IkeSaDown():
@@ -92,20 +96,31 @@ def fold(state: PeerState, event: Event, now: str) -> bool:
         case events.PeerMoved():
             state.remote = event.new
         case events.ProposalMismatch():
-            state.details[event.stage] = _proposals(event)
+            _refused(state, event.stage, _proposals(event))
         case events.SelectorsMismatch():
-            state.details[event.child] = _selectors(event)
+            _refused(state, event.child, _selectors(event))
         case events.AuthFailed():
-            state.details["IKE"] = Cause(Reason.AUTH_FAILED.value, event.message)
-            if not state.count:
-                state.cause = state.details["IKE"]
+            text = event.message
+            if event.remote.address not in text:
+                text = f"{event.remote}: {text}"
+            _refused(state, _IKE, Cause(Reason.AUTH_FAILED.value, text))
         case _:
             return False
     return True
 
 
+def _refused(state: PeerState, stage: str, cause: Cause) -> None:
+    """One side refused the other. As responder that is all that we hear of it."""
+    state.details[stage] = cause
+    if stage == _IKE:
+        if not state.count:
+            state.cause = cause
+    elif not state.child(stage).spis:
+        state.child(stage).cause = cause
+
+
 def _down(state: PeerState, event: events.IkeSaDown) -> None:
-    detail = state.details.get("IKE")
+    detail = state.details.get(_IKE)
     if event.established:
         state.count = max(0, state.count - 1)
     if state.count:
