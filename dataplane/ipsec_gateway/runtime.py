@@ -129,6 +129,7 @@ class Gateway:
     def stop(self) -> None:
         """End in good order (SIGTERM)."""
         self._stop.set()
+        self._wake.set()
 
     def refresh(self) -> None:
         """Read and look up everything again (SIGHUP)."""
@@ -151,13 +152,13 @@ class Gateway:
                 await _serve(server, *self._options.listen)
             self._sockets.attach(self._loop)
             log.info("IKE on UDP ports %s", " and ".join(map(str, self._sockets.ports)))
-            tasks = [
-                asyncio.create_task(each)
-                for each in (self._follow(), self._reconcile_forever(), self._poll(), self._write())
-            ]
+            work = (self._reconcile_forever(), self._follow(), self._poll(), self._write())
+            tasks = [asyncio.create_task(each) for each in work]
             for task in tasks:
                 task.add_done_callback(self._on_done)
             await self._stop.wait()
+            # What it is doing it does to the end: half of it would be hard to take away.
+            await asyncio.gather(tasks[0], return_exceptions=True)
         finally:
             for task in tasks:
                 task.cancel()
@@ -203,11 +204,11 @@ class Gateway:
 
     async def _reconcile_forever(self) -> None:
         wait = UPKEEP
-        while True:
+        while not self._stop.is_set():
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), wait)
             self._wake.clear()
-            if self._in_force is not None:
+            if self._in_force is not None and not self._stop.is_set():
                 wait = UPKEEP if await self._reconcile(self._in_force) else RETRY
 
     async def _reconcile(self, in_force: InForce) -> bool:
@@ -434,7 +435,7 @@ class Gateway:
         if self._failure is None:
             self._failure = exc
             log.critical("broken: %s: %s", type(exc).__name__, exc, exc_info=exc)
-        self._stop.set()
+        self.stop()
 
 
 async def _serve(server: HttpServer, host: str, port: int) -> None:
