@@ -7,6 +7,7 @@ choice of route; who routes into the device is the gateway's business.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import socket
@@ -60,7 +61,9 @@ def bring_up(name: str, mtu: int) -> None:
     """
     try:
         set_mtu(name, mtu)
-        _interface_ioctl(linux.SIOCSIFTXQLEN, name, QUEUE)
+        # Root of a user namespace may not; the kernel's default of 500 then has to do.
+        with contextlib.suppress(PermissionError):
+            _interface_ioctl(linux.SIOCSIFTXQLEN, name, QUEUE)
         _no_link_local(name)
         flags = _interface_ioctl(linux.SIOCGIFFLAGS, name, 0) & 0xFFFF
         _interface_ioctl(linux.SIOCSIFFLAGS, name, flags | linux.IFF_UP)
