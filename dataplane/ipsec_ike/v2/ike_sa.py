@@ -1,0 +1,398 @@
+"""One IKE SA: its requests, its timers and its end. The states are in ``states``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from ipsec_ike.config import IdentityConfig
+from ipsec_ike.events import IkeSaDown, Reason
+from ipsec_ike.identity import Identity
+from ipsec_ike.inputs import Endpoint
+from ipsec_ike.sa.child_sa import ChildSa
+from ipsec_ike.sa.suite import IkeSuite
+from ipsec_ike.sa.timers import NEVER, Timed
+from ipsec_ike.v2 import children, deletes, protected
+from ipsec_ike.v2.exchange import Exchange
+from ipsec_ike.v2.keymat import IkeKeys
+from ipsec_ike.v2.rekey_child import RekeyChild
+from ipsec_ike.v2.rekey_ike import RekeyIke
+from ipsec_ike.v2.states import TRANSITIONS, State
+from ipsec_ike.v2.window import Window
+
+if TYPE_CHECKING:
+    from ipsec_ike.v2.host import Host
+    from ipsec_ike.v2.init import Handshake
+    from ipsec_ike.v2.peer import Peer
+
+
+#: Seconds for which a finished IKE SA still answers repetitions of the last request.
+LINGER: Final = 12.0
+
+E = TypeVar("E", bound=Exchange)
+
+_NO_SPI: Final = bytes(8)
+
+
+class IkeSa(Timed):
+    """``spi_i`` belongs to the original initiator, who we are if ``initiator``.
+
+    Times are absolute. ``local`` and ``remote`` are where requests go; ``heard_at`` is the last
+    sign of life that was authenticated. ``handshake`` exists until the peer is authenticated.
+    ``doomed_at`` is when we delete this IKE SA in favour of another one of the same peer at the
+    latest.
+    """
+
+    __slots__ = (
+        "childless",
+        "children",
+        "created_at",
+        "current",
+        "doomed_at",
+        "doomed_by_us",
+        "encap",
+        "established_at",
+        "fragmentation",
+        "half_open",
+        "handshake",
+        "hard_at",
+        "heard_at",
+        "host",
+        "identity",
+        "initiator",
+        "keys",
+        "local",
+        "local_id",
+        "nat_local",
+        "nat_remote",
+        "peer",
+        "pending",
+        "predecessor",
+        "queue",
+        "reauth_at",
+        "remote",
+        "remote_id",
+        "sent_at",
+        "soft_at",
+        "spi_i",
+        "spi_r",
+        "state",
+        "suite",
+        "window",
+    )
+
+    def __init__(
+        self, host: Host, peer: Peer, *, initiator: bool, local: Endpoint, remote: Endpoint
+    ) -> None:
+        super().__init__()
+        self.host = host
+        self.peer = peer
+        self.identity: IdentityConfig | None = None
+        self.initiator = initiator
+        self.spi_i = _NO_SPI
+        self.spi_r = _NO_SPI
+        self.state = State.CREATED
+        self.local = local
+        self.remote = remote
+        self.local_id: Identity | None = None
+        self.remote_id: Identity | None = None
+        self.suite: IkeSuite | None = None
+        self.keys: IkeKeys | None = None
+        self.window = Window()
+        self.queue: list[Exchange] = []
+        self.current: Exchange | None = None
+        self.children: list[ChildSa] = []
+        #: ESP has to be inside UDP: there is a NAT on the way, or one of us pretends.
+        self.encap = False
+        self.nat_local = False
+        self.nat_remote = False
+        self.fragmentation = False
+        self.childless = False
+        self.handshake: Handshake | None = None
+        self.pending = False
+        self.predecessor: IkeSa | None = None
+        self.half_open: tuple[bytes, str, int] | None = None
+        self.created_at = host.now
+        self.established_at = NEVER
+        self.heard_at = host.now
+        self.sent_at = host.now
+        self.soft_at = NEVER
+        self.hard_at = NEVER
+        self.reauth_at = NEVER
+        self.doomed_at = NEVER
+        self.doomed_by_us = False
+
+    # -- identity of the SA ------------------------------------------------------------------
+
+    @property
+    def our_spi(self) -> bytes:
+        """By which the peer's messages find this SA."""
+        return self.spi_i if self.initiator else self.spi_r
+
+    @property
+    def crypto(self) -> tuple[IkeSuite, IkeKeys]:
+        """Suite and keys, which exist from the end of IKE_SA_INIT on."""
+        assert self.suite is not None
+        assert self.keys is not None
+        return self.suite, self.keys
+
+    @property
+    def up(self) -> bool:
+        """Authenticated, and the one that carries the children."""
+        return self.state in (State.ESTABLISHED, State.REKEYING) and not self.pending
+
+    def become(self, state: State) -> None:
+        """Change the state; the table above says what may follow what."""
+        assert state in TRANSITIONS[self.state], f"{self.state} -> {state}"
+        self.state = state
+
+    def register(self) -> None:
+        """Messages with our SPI belong here from now on."""
+        self.host.sas[self.our_spi] = self
+
+    # -- requests ----------------------------------------------------------------------------
+
+    def enqueue(self, exchange: Exchange, *, first: bool = False) -> None:
+        """Send a request as soon as the window is free."""
+        if self.state in (State.REKEYED, State.DELETING):
+            exchange.failed(self, Reason.TERMINATED, "the IKE SA is being deleted")
+            return
+        if first:
+            self.queue.insert(0, exchange)
+        else:
+            self.queue.append(exchange)
+        self.pump()
+
+    def pump(self) -> None:
+        """Send the next request if there is one and the peer has answered the last."""
+        while self.queue and not self.window.busy and not self.pending:
+            exchange = self.queue.pop(0)
+            payloads = exchange.request(self)
+            if payloads is not None:
+                self.transmit(exchange, payloads)
+        self.host.timers.arm(self)
+
+    def transmit(self, exchange: Exchange, payloads: list[protected.Payload]) -> None:
+        """Protect and send a request now."""
+        window = self.window
+        datagrams = protected.protect(
+            self, exchange.type, window.next_request, payloads, response=False
+        )
+        self.current = exchange
+        window.sent(datagrams, self.host.now, self.peer.config.retransmission, exchange.cap)
+        protected.send(self, datagrams)
+
+    def pending_requests(self) -> list[Exchange]:
+        """What is under way and what waits."""
+        return self.queue if self.current is None else [self.current, *self.queue]
+
+    def requests(self, kind: type[E]) -> Iterator[E]:
+        """Those of one kind."""
+        return (e for e in self.pending_requests() if isinstance(e, kind))
+
+    # -- timers ------------------------------------------------------------------------------
+
+    def due(self) -> float:
+        window = self.window
+        when = min(window.deadline, self.hard_at)
+        if self.state is not State.ESTABLISHED or self.pending:
+            return min(when, self.doomed_at)
+        config = self.peer.config
+        if config.dpd_interval and not window.busy:
+            when = min(when, self.heard_at + config.dpd_interval)
+        if config.keepalive_interval and self.nat_local:
+            when = min(when, self.sent_at + config.keepalive_interval)
+        return min(when, self.soft_at, self.reauth_at, self.doomed_at)
+
+    def on_timer(self, now: float) -> None:
+        if self.hard_at <= now:
+            self._end_of_life()
+            return
+        if self.window.deadline <= now and not self._repeat():
+            return
+        if self.doomed_at <= now:
+            self.close(Reason.REPLACED, "a newer IKE SA of the same peer took over", notify=True)
+            return
+        if self.state is State.ESTABLISHED and not self.pending:
+            self._upkeep(now)
+        self.host.timers.arm(self)
+
+    def _upkeep(self, now: float) -> None:
+        config = self.peer.config
+        if self.reauth_at <= now:
+            self.reauth_at = now + config.retry_limit
+            self.peer.reauthenticate(self)
+        if self.soft_at <= now:
+            self.soft_at = NEVER
+            self.enqueue(RekeyIke())
+        idle = now - self.heard_at
+        if config.dpd_interval and idle >= config.dpd_interval and not self.window.busy:
+            self.enqueue(deletes.Liveness())
+        if (
+            config.keepalive_interval
+            and self.nat_local
+            and now - self.sent_at >= config.keepalive_interval
+        ):
+            protected.send(self, (b"",))
+
+    def _repeat(self) -> bool:
+        """Send the request again, or give up; returns whether the SA goes on."""
+        window, host = self.window, self.host
+        if window.retry(host.now, self.peer.config.retransmission):
+            host.counters["retransmissions"] += 1
+            protected.send(self, window.request)
+            return True
+        message = (
+            f"no answer from {self.remote.address} port {self.remote.port}"
+            f" after {window.tries + 1} tries in {host.now - window.sent_at:.1f} seconds"
+        )
+        if self.state is State.DELETING or self.state is State.REKEYED:
+            self.forget()
+        elif self.state is State.CONNECTING:
+            self.close(Reason.TIMEOUT, message, notify=False)
+        else:
+            self.close(Reason.PEER_DEAD, message, notify=False)
+        return False
+
+    def _end_of_life(self) -> None:
+        self.hard_at = NEVER
+        if self.state is State.DELETING:
+            self.forget()
+        elif self.state is State.CONNECTING:
+            if not self.initiator:
+                self.host.counters["half_open_timeout"] += 1
+            self.close(Reason.TIMEOUT, "the peer did not authenticate in time", notify=False)
+        elif self.state is State.REKEYED or self.pending:
+            self.retire()
+        else:
+            self.close(Reason.EXPIRED, "hard lifetime of the IKE SA", notify=True)
+
+    # -- the end -----------------------------------------------------------------------------
+
+    def close(self, reason: Reason, message: str, *, notify: bool, linger: bool = False) -> None:
+        """End the SA and its children. ``notify``: tell the peer; ``linger``: it told us.
+
+        Nothing happens if that is under way already.
+        """
+        if self.state is State.DELETING:
+            return
+        if self.state is State.REKEYED or self.pending:
+            self.retire()
+            return
+        established = self.state is not State.CONNECTING
+        self.become(State.DELETING)
+        queued, self.queue = self.pending_requests(), []
+        for exchange in queued:
+            exchange.failed(self, reason, message)
+        grace = self.peer.has_other(self)
+        for child in tuple(self.children):
+            children.lose(self, child, reason, message, grace=grace)
+        self.hard_at = self.doomed_at = NEVER
+        if established or self.initiator:
+            self.host.emit(
+                IkeSaDown(
+                    peer=self.peer.config.name,
+                    reason=reason,
+                    message=message,
+                    remote=self.remote,
+                    established=established,
+                )
+            )
+        # An initiator that waits for the answer to IKE_AUTH may be established on the other side.
+        if notify and (established or (self.initiator and self.keys is not None)):
+            self.farewell(deletes.SoonDeleteIke())
+        elif linger:
+            self.linger()
+        else:
+            self.current = None
+            self.forget()
+        self.peer.lost(self, reason)
+
+    def deleted(self, message: str) -> None:
+        """The peer deleted it."""
+        self.close(Reason.PEER_DELETED, message, notify=False, linger=True)
+
+    def farewell(self, delete: Exchange) -> None:
+        """Bring a Delete to the peer: after the request that is under way, whose answer means
+        nothing any more, or at once."""
+        if self.window.busy:
+            self.current = deletes.Discard()
+            self.window.give_up_at = min(self.window.give_up_at, self.host.now + delete.cap)
+            self.window.deadline = min(self.window.deadline, self.window.give_up_at)
+            self.queue = [delete]
+        else:
+            payloads = delete.request(self)
+            assert payloads is not None
+            self.transmit(delete, payloads)
+        self.host.timers.arm(self)
+
+    def retire(self) -> None:
+        """Delete an SA that has a successor, or that lost against one: its children live on."""
+        if self.state is State.DELETING:
+            return
+        self.become(State.DELETING)
+        self.pending = False
+        self.queue = []
+        self.hard_at = NEVER
+        self.peer.forget(self)
+        self.farewell(deletes.DeleteIke())
+
+    def linger(self) -> None:
+        """The peer deleted it: keep answering repetitions of that request for a while."""
+        if self.state is not State.DELETING:
+            self.become(State.DELETING)
+        self.current = None
+        self.queue = []
+        self.window.request = ()
+        self.window.deadline = NEVER
+        self.doomed_at = NEVER
+        self.hard_at = self.host.now + LINGER
+        self.peer.forget(self)
+        self.handshake = None
+        self.host.timers.arm(self)
+
+    def forget(self) -> None:
+        """The SA is gone."""
+        if self.state is not State.DELETING:
+            self.become(State.DELETING)
+        self.hard_at = self.doomed_at = self.window.deadline = NEVER
+        self.host.timers.disarm(self)
+        self.leave_half_open()
+        if self.host.sas.get(self.our_spi) is self:
+            del self.host.sas[self.our_spi]
+        self.peer.forget(self)
+        self.handshake = None
+
+    def leave_half_open(self) -> None:
+        """It is no stranger any more, or gone."""
+        key, self.half_open = self.half_open, None
+        if key is not None:
+            self.host.half_open.remove(key[1])
+            del self.host.initial[key]
+
+    # -- what the children need (sa.child_sa.Owner) --------------------------------------------
+
+    def child_soft(self, child: ChildSa) -> None:
+        self.enqueue(RekeyChild(child))
+        self.host.timers.arm(child)
+
+    def child_hard(self, child: ChildSa) -> None:
+        deletes.expire(self, child)
+
+    def child_drained(self, child: ChildSa) -> None:
+        children.discard(self, child)
+
+    def child_moved(self, child: ChildSa, remote: Endpoint) -> None:
+        if self.nat_remote and not self.nat_local and remote != self.remote:
+            children.move(self, remote)
+
+    def child_alive(self, child: ChildSa) -> None:
+        self.heard_at = self.host.now
+
+    def child_refused(self, child: ChildSa, why: str) -> None:
+        deletes.delete_child(self, child, Reason.DATAPLANE, why)
+
+    def notice_unknown_spi(self, spi: int) -> None:
+        """Tell the peer, once at a time, that it uses an SA that we do not have."""
+        if self.state is State.ESTABLISHED and not any(self.requests(deletes.InvalidSpi)):
+            self.enqueue(deletes.InvalidSpi(spi))

@@ -1,0 +1,61 @@
+"""What the peer's INFORMATIONAL requests do (RFC 7296 1.4, 1.5, 2.25)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ipsec_ike.events import Warned
+from ipsec_ike.numbers import NotifyType, Protocol
+from ipsec_ike.sa.child_sa import ChildState
+from ipsec_ike.v2 import children, rekey_child, rekey_ike
+from ipsec_ike.v2.exchange import notifies
+from ipsec_ike.v2.rekey_child import RekeyChild
+from ipsec_ike.wire.payloads import DeletePayload, NotifyPayload, Payload
+
+if TYPE_CHECKING:
+    from ipsec_ike.v2.ike_sa import IkeSa
+
+
+def respond(sa: IkeSa, payloads: Sequence[Payload]) -> list[Payload]:
+    """Answer the peer's request; an empty one is a question for liveness."""
+    for notify in notifies(payloads):
+        _notified(sa, notify)
+    ours: dict[int, list[bytes]] = {}
+    for payload in payloads:
+        if not isinstance(payload, DeletePayload):
+            continue
+        if payload.protocol == Protocol.IKE:
+            rekey_ike.deleted_by_peer(sa)
+            return []
+        for spi in payload.spis:
+            other = _delete(sa, payload.protocol, int.from_bytes(spi))
+            if other is not None:
+                ours.setdefault(payload.protocol, []).append(other)
+    return [DeletePayload(protocol, tuple(spis)) for protocol, spis in ours.items()]
+
+
+def _delete(sa: IkeSa, protocol: int, spi_out: int) -> bytes | None:
+    """The peer deletes the SA on which it receives; gives the SPI of the other direction.
+
+    None where we have asked for the same ourselves (RFC 7296 1.4.1) or have no such SA.
+    """
+    child = children.by_peer_spi(sa, protocol, spi_out)
+    if child is None:
+        return None
+    simultaneous = child.state is ChildState.DELETING
+    rekey_child.deleted_by_peer(sa, child)
+    return None if simultaneous else child.spi_in.to_bytes(4)
+
+
+def _notified(sa: IkeSa, notify: NotifyPayload) -> None:
+    if notify.notify == NotifyType.INVALID_SPI:
+        child = children.by_peer_spi(sa, 0, int.from_bytes(notify.data[:4]))
+        # A young SA may only be unknown because packets overtake messages.
+        if child is not None and sa.host.now - child.created_at > children.GRACE:
+            sa.enqueue(RekeyChild(child))
+    elif notify.notify == NotifyType.AUTH_LIFETIME:
+        sa.peer.auth_lifetime(sa, notify.data)
+    elif notify.notify < NotifyType.INITIAL_CONTACT:
+        name = NotifyType(notify.notify).name
+        sa.host.emit(Warned(peer=sa.peer.config.name, message=f"the peer reports {name}"))

@@ -1,0 +1,105 @@
+"""Messages of an IKE SA that has keys: in and out, whole and in fragments."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ipsec_ike.actions import SendDatagram
+from ipsec_ike.errors import IntegrityFailure, InvalidSyntax
+from ipsec_ike.inputs import Endpoint
+from ipsec_ike.numbers import PayloadType
+from ipsec_ike.sa.nat import encapsulated
+from ipsec_ike.wire.fragment import Reassembler, seal_fragments
+from ipsec_ike.wire.message import (
+    FLAG_INITIATOR,
+    FLAG_RESPONSE,
+    GENERIC_LENGTH,
+    Header,
+    SkCipher,
+    decode_payloads,
+    find_envelope,
+    open_envelope,
+    seal,
+)
+from ipsec_ike.wire.payloads import Payload
+
+if TYPE_CHECKING:
+    from ipsec_ike.v2.ike_sa import IkeSa
+
+__all__ = ["Payload", "protect", "send", "unprotect"]
+
+_UDP_AND_MARKER = 8 + 4
+
+
+def protect(
+    sa: IkeSa, exchange: int, message_id: int, payloads: Sequence[Payload], *, response: bool
+) -> tuple[bytes, ...]:
+    """The datagrams of one message: fragments where the peer takes them and the size needs it."""
+    _, keys = sa.crypto
+    flags = (FLAG_INITIATOR if sa.initiator else 0) | (FLAG_RESPONSE if response else 0)
+    cipher = keys.cipher(initiator=sa.initiator)
+    rng = sa.host.rng
+    if not sa.fragmentation:
+        return (seal(sa.spi_i, sa.spi_r, exchange, flags, message_id, payloads, cipher, rng),)
+    ip_header = 40 if ":" in sa.remote.address else 20
+    return tuple(
+        seal_fragments(
+            sa.spi_i,
+            sa.spi_r,
+            exchange,
+            flags,
+            message_id,
+            payloads,
+            cipher,
+            rng,
+            max_size=sa.peer.config.fragment_size - ip_header - _UDP_AND_MARKER,
+        )
+    )
+
+
+def unprotect(sa: IkeSa, data: bytes, header: Header) -> list[Payload] | None:
+    """The payloads, or None while fragments are missing.
+
+    Raises IntegrityFailure for whatever does not prove to be the peer's; other IkeErrors only
+    after it did.
+    """
+    _, keys = sa.crypto
+    cipher = keys.cipher(initiator=not sa.initiator)
+    limits = sa.host.limits
+    if header.next_payload == PayloadType.SKF:
+        return _collect(sa, data, header, cipher)
+    try:
+        envelope = find_envelope(data, header, PayloadType.SK, limit=limits.payloads)
+        content = open_envelope(data, envelope.offset + GENERIC_LENGTH, cipher)
+    except InvalidSyntax as exc:
+        raise IntegrityFailure(str(exc)) from None
+    return decode_payloads(envelope.first, content, limit=limits.payloads)
+
+
+def _collect(sa: IkeSa, data: bytes, header: Header, cipher: SkCipher) -> list[Payload] | None:
+    """One fragment. Of what is wrong with it we cannot tell whether it was authenticated."""
+    limits, window = sa.host.limits, sa.window
+    if header.response:
+        window.reply_fragments = parts = window.reply_fragments or Reassembler(limits)
+    else:
+        window.fragments = parts = window.fragments or Reassembler(limits)
+    try:
+        return parts.add(data, header, cipher)
+    except InvalidSyntax as exc:
+        raise IntegrityFailure(str(exc)) from None
+
+
+def send(
+    sa: IkeSa,
+    datagrams: Sequence[bytes],
+    local: Endpoint | None = None,
+    remote: Endpoint | None = None,
+) -> None:
+    """Hand datagrams to the shell; without addresses they go where requests of this SA go."""
+    host = sa.host
+    local, remote = local or sa.local, remote or sa.remote
+    encap = encapsulated(local)
+    sa.sent_at = host.now
+    for data in datagrams:
+        host.emit(SendDatagram(local, remote, data, encap))
