@@ -27,7 +27,7 @@ from typing import Any, Final, Protocol
 from ipsec_gateway import plan
 from ipsec_gateway.board import Cause
 from ipsec_gateway.http import HttpServer, Pages
-from ipsec_gateway.intent import Address, Intent, intent
+from ipsec_gateway.intent import Address, Facts, Intent, intent
 from ipsec_gateway.ipsec.base import (
     DataplaneError,
     IpsecBackend,
@@ -56,12 +56,14 @@ log = logging.getLogger("ipsec_gateway")
 
 #: Seconds that peers have to answer our deletes.
 GOODBYE: Final = 3.0
-#: Seconds between looks at what nobody tells us about: names, routes, the kernel's tables.
+#: Seconds between looks at names and at the ways to the peers.
 UPKEEP: Final = 10.0
+#: Seconds between looks at whether our routes, rules and the nftables table are still there.
+CHECK: Final = 60.0
 #: Seconds after a failed reconciliation.
 RETRY: Final = 2.0
 #: Seconds between looks at the SAs' counters.
-POLL: Final = 1.0
+POLL: Final = 2.0
 #: Seconds for which changes of status are collected.
 DEBOUNCE: Final = 0.1
 
@@ -112,7 +114,11 @@ class Gateway:
         self._sink: Final = FileStatusSink(options.state) if options.state else None
         self._in_force: InForce | None = None
         self._intent: Intent | None = None
-        self._addresses: tuple[Address, ...] = ()
+        #: What the intent was computed from.
+        self._basis: tuple[InForce, Facts] | None = None
+        #: What the kernel was last set up for, and when.
+        self._done: tuple[Intent, tuple[Address, ...], int | None] | None = None
+        self._checked = 0.0
         self._policies: dict[PolicyId, PolicySpec] = {}
         self._backend_task: asyncio.Task[None] | None = None
         self._wake: Final = asyncio.Event()
@@ -218,20 +224,25 @@ class Gateway:
         try:
             addresses = await local_addresses(self._options.device)
             facts = await self._resolver.facts(in_force.tunnels, addresses, started)
-            wanted = await asyncio.to_thread(intent, in_force.tunnels, facts)
-            if in_force is not self._in_force:
-                return True  # superseded, and woken up again
-            self.board.configured(in_force, wanted)
-            self._changed.set()
+            wanted = self._intent
+            if wanted is None or self._basis != (in_force, facts):
+                wanted = await asyncio.to_thread(intent, in_force.tunnels, facts)
+                if in_force is not self._in_force:
+                    return True  # superseded, and woken up again
+                self.board.configured(in_force, wanted)
+                self._changed.set()
+                if wanted == self._intent:
+                    wanted = self._intent
             if wanted.peers or wanted.policies:
                 await self._apply(wanted, addresses)
             elif self._intent is None or self._intent.peers or self._intent.policies:
                 await self._withdraw()
-            self._intent, self._addresses = wanted, addresses
+            self._intent, self._basis = wanted, (in_force, facts)
             self._ready = True
         except (ToolError, DataplaneError) as exc:
             trouble = Cause("DataplaneError", str(exc))
             log.error("cannot make it so: %s", exc)
+            self._done = None
         self.board.programmed(trouble)
         self._changed.set()
         self.metrics.reconciled(self._loop.time() - started, ok=trouble is None)
@@ -245,11 +256,15 @@ class Gateway:
             for spec in self._policies.values()
             if spec.id.direction is PolicyDirection.OUT and spec.id not in kept
         )
+        mtu = None
         if steering is not None:
-            if wanted == before:
-                await steering.verify_guard()
             mtu = await device_mtu(steering.device)
+            if self._loop.time() > self._checked + CHECK:
+                self._done = None
+                await steering.verify_guard()
             await steering.guard(wanted, live=self._live(wanted), mtu=mtu, retained=retained)
+            if self._done == (wanted, addresses, mtu):
+                return
         backend = self.pump.backend or await self._start_backend()
         if steering is not None:
             mtu = await device_mtu(steering.device)
@@ -275,6 +290,7 @@ class Gateway:
             await steering.prune()
             if retained:
                 await steering.guard(wanted, live=self._live(wanted), mtu=mtu)
+        self._done, self._checked = (wanted, addresses, mtu), self._loop.time()
 
     def _live(self, wanted: Intent) -> frozenset[int]:
         """Reqids with an SA; only ``level: use`` asks."""
@@ -330,6 +346,7 @@ class Gateway:
             if self._backend_task is not None:
                 await asyncio.gather(self._backend_task, return_exceptions=True)
         self._policies.clear()
+        self._done = None
         if self._steering is not None:
             await self._steering.unguard()
 

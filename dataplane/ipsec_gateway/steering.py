@@ -45,6 +45,8 @@ class Steering:
     def __init__(self, device: str) -> None:
         self.device = device
         self._guard: nftables.Ruleset | None = None
+        #: What the guard was made from.
+        self._basis: tuple[object, ...] = ()
         self._stale: Routing | None = None
 
     async def guard(
@@ -60,6 +62,9 @@ class Steering:
         ``live`` are reqids that have an SA, ``mtu`` is the device's. ``retained`` are policies that
         are about to go: they stay, after all others, until what they protect is gone.
         """
+        basis = (intent.policies, intent.clamps, live, mtu, retained)
+        if self._guard is not None and basis == self._basis:
+            return
         desired = nftables.ruleset(
             classify((*intent.policies, *retained), live),
             device=self.device,
@@ -67,17 +72,16 @@ class Steering:
             clamps=intent.clamps,
         )
         if self._guard is not None:
-            script = nftables.change(desired, self._guard)
-            if not script:
-                return
             try:
-                await run("nft", "-f", "-", script=script)
+                script = nftables.change(desired, self._guard)
+                if script:
+                    await run("nft", "-f", "-", script=script)
             except ToolError:
                 # Somebody else changed or removed the table: set all of it up anew.
                 self._guard = None
         if self._guard is None:
             await run("nft", "-f", "-", script=nftables.replace(desired))
-        self._guard = desired
+        self._guard, self._basis = desired, basis
 
     async def verify_guard(self) -> bool:
         """Whether the table is still there; if not, the next ``guard`` sets it up anew."""
