@@ -8,6 +8,7 @@ kernel-libipsec.
 
 from __future__ import annotations
 
+import re
 import subprocess
 import threading
 import time
@@ -44,8 +45,10 @@ def version() -> str:
     """strongSwan's version, such as ``5.9.8``, or ``not installed``."""
     if missing_programs("swanctl") or strongswan.missing():
         return "not installed"
-    said = subprocess.run(["swanctl", "--version"], capture_output=True, text=True, check=False)
-    return said.stdout.split()[-1] if said.stdout.split() else "of unknown version"
+    # The version is in the title of the help; --version alone does not say it.
+    said = subprocess.run(["swanctl", "--help"], capture_output=True, text=True, check=False)
+    found = re.search(r"strongSwan (\S+)", said.stdout + said.stderr)
+    return found[1] if found else "of unknown version"
 
 
 class CharonPair:

@@ -7,8 +7,8 @@ out, as charon's log is.
     {"do": "initiate", "count": 100, "parallel": 8}   -->   {"seconds": 0.07}
     {"do": "tunnel", "count": 20}                     -->   {"times": [0.001, ...]}
 
-Started with one argument, a JSON object: ``side``, ``peers``, ``child``, ``addresses``,
-``networks``. It says ``{"ready": true}`` and ends with its standard input.
+Started with one argument, a JSON object: ``side``, ``peers``, ``child``, ``addresses``.
+It says ``{"ready": true}`` and ends with its standard input.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ipsec_gateway.pump import Pump
 from ipsec_gateway.udp import IkeSockets
 from ipsec_ike.engine import Engine
 from ipsec_ike.events import ChildSaUp, Event, IkeSaDown, IkeSaUp
-from ipsec_lab.bench_peers import peers
+from ipsec_lab.bench_peers import initiators, responder
 
 _TIMEOUT: Final = 20.0
 
@@ -57,13 +57,11 @@ class Daemon:
         self._pump.sockets, self._pump.backend = sockets, backend
         sockets.attach(self._loop)
         listener = asyncio.create_task(self._listen(backend))
-        configured = peers(
-            setup["side"],
-            setup["peers"],
-            addresses=setup["addresses"],
-            networks=setup["networks"],
-            child=setup["child"],
-        )
+        addresses, child = setup["addresses"], setup["child"]
+        if setup["side"] == "a":
+            configured = initiators(setup["peers"], addresses, child=child)
+        else:
+            configured = responder(addresses, child=child)
         self._pump.tell(lambda engine, now: engine.configure(configured, now))
         try:
             await self._obey()

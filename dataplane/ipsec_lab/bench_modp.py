@@ -13,12 +13,11 @@ from ipsec_ike.events import IkeSaUp
 from ipsec_ike.inputs import Datagram
 from ipsec_ike.numbers import Group
 from ipsec_lab.bench_pair import Settings
-from ipsec_lab.bench_peers import peers
+from ipsec_lab.bench_peers import initiators, responder
 from ipsec_lab.bench_report import Row
 from ipsec_lab.netns import LabError
 
 _ADDRESSES = {"a": "192.0.2.1", "b": "198.51.100.1"}
-_NETWORKS = {"a": "10.1.0.0/24", "b": "10.2.0.0/24"}
 
 
 def modp(settings: Settings) -> list[Row]:
@@ -43,12 +42,12 @@ def modp(settings: Settings) -> list[Row]:
 
 def _cpu_of_handshake() -> float:
     engines = {}
-    for side in ("a", "b"):
-        engine = Engine(rng=os.urandom)
-        engine.configure(
-            peers(side, 1, addresses=_ADDRESSES, networks=_NETWORKS, group=Group.MODP_8192), 0.0
-        )
-        engines[_ADDRESSES[side]] = engine
+    for side, configured in (
+        ("a", initiators(1, _ADDRESSES, group=Group.MODP_8192)),
+        ("b", responder(_ADDRESSES, group=Group.MODP_8192)),
+    ):
+        engine = engines[_ADDRESSES[side]] = Engine(rng=os.urandom)
+        engine.configure(configured, 0.0)
     start = time.process_time()
     engines[_ADDRESSES["a"]].initiate("peer-0", 0.0)
     up = 0

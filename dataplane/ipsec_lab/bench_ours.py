@@ -19,8 +19,8 @@ class OurPair:
     """``ipsec_lab.bench_daemon`` at both sites of a topology; ``folder`` takes their logs.
 
     Site a initiates, each IKE SA with one CHILD_SA or, without ``child``, with none (RFC 6023).
-    Where charon has one connection up many times, both of ours have ``peers`` of them, each with
-    identities of its own. Raises LabError.
+    Like charon, the responder has one connection for all; the initiator has ``peers`` of them,
+    where charon has one that is up many times. Raises LabError.
     """
 
     def __init__(
@@ -32,7 +32,6 @@ class OurPair:
             "peers": peers,
             "child": child,
             "addresses": {name: topology.site(name).wan_address() for name in ("a", "b")},
-            "networks": {name: topology.site(name).lans[0] for name in ("a", "b")},
         }
         try:
             for name in ("b", "a"):

@@ -1,8 +1,10 @@
-"""Configurations of many tunnels between two gateways, each with its identities and networks."""
+"""Configurations of both sites for many IKE SAs between two gateways."""
 
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Mapping
+from typing import Final
 
 from ipsec_ike.config import (
     ChildConfig,
@@ -19,63 +21,89 @@ from ipsec_ike.secret import Secret
 from ipsec_ike.selectors import TrafficSelector
 from ipsec_lab.bench_charon import PSK
 
-_GCM = Transform(TransformType.ENCR, Encr.AES_GCM_16, 128)
-_SHA256 = Transform(TransformType.PRF, Prf.HMAC_SHA2_256)
+_GCM: Final = Transform(TransformType.ENCR, Encr.AES_GCM_16, 128)
+_SHA256: Final = Transform(TransformType.PRF, Prf.HMAC_SHA2_256)
+_ESP: Final = Proposal(Protocol.ESP, (_GCM, Transform(TransformType.ESN, Esn.NO_ESN)))
+_OWN: Final = ipaddress.ip_network("10.128.0.0/10")
+_FAR: Final = ipaddress.ip_network("10.192.0.0/10")
+_RESPONDER: Final = Identity.fqdn("b.example")
 
 
-def peers(
-    side: str,
+def initiators(
     count: int,
+    addresses: Mapping[str, str],
     *,
-    addresses: dict[str, str],
-    networks: dict[str, str],
     child: bool = True,
     group: int = Group.CURVE25519,
 ) -> list[PeerConfig]:
-    """``count`` peers of site ``side``, ``a`` (initiates) or ``b``, named ``peer-0`` and so on.
+    """``count`` peers of site a, ``peer-0`` and so on, which start by command only.
 
-    ``addresses`` and ``networks`` are those of both sites. The first child is between the networks,
-    as the stream needs it; the others are between /32 outside of them, so that no two have the
-    same policy. Nothing starts by itself or asks for signs of life; lifetimes are the defaults.
+    Each has an identity and, with ``child``, a pair of /32 of its own: an engine keeps one IKE SA
+    for a peer. ``addresses`` are those of both sites.
     """
-    other = "b" if side == "a" else "a"
-    made = []
-    for number in range(count):
-        spare = (
-            ipaddress.ip_address("10.128.0.0") + number,
-            ipaddress.ip_address("10.192.0.0") + number,
+    return [
+        _peer(
+            f"peer-{number}",
+            Identity.fqdn(f"{number}.a.example"),
+            _RESPONDER,
+            remote=addresses["b"],
+            path=Path(addresses["a"], addresses["b"]),
+            child=_child(f"{_OWN[number]}/32", f"{_FAR[number]}/32", number + 1) if child else None,
+            group=group,
         )
-        own_net, far_net = (f"{spare[side == 'b']}/32", f"{spare[side == 'a']}/32")
-        if number == 0:
-            own_net, far_net = networks[side], networks[other]
-        identity = IdentityConfig(
-            name="psk",
-            local_id=Identity.fqdn(f"{number}.{side}.example"),
-            remote_id=Identity.fqdn(f"{number}.{other}.example"),
-            psk=Secret(PSK),
+        for number in range(count)
+    ]
+
+
+def responder(
+    addresses: Mapping[str, str], *, child: bool = True, group: int = Group.CURVE25519
+) -> list[PeerConfig]:
+    """The one peer of site b, which takes all of these initiators: so has charon it, too."""
+    return [
+        _peer(
+            "anybody",
+            _RESPONDER,
+            None,
+            remote=addresses["a"],
+            path=None,
+            child=_child(str(_FAR), str(_OWN), 1) if child else None,
+            group=group,
         )
-        one_child = ChildConfig(
-            name="bench",
-            local_ts=(TrafficSelector.network(own_net),),
-            remote_ts=(TrafficSelector.network(far_net),),
-            proposals=(Proposal(Protocol.ESP, (_GCM, Transform(TransformType.ESN, Esn.NO_ESN))),),
-            reqid=number + 1,
-            start=Start.NEVER,
-        )
-        made.append(
-            PeerConfig(
-                name=f"peer-{number}",
-                identities=(identity,),
-                children=(one_child,) if child else (),
-                ike_proposals=(
-                    Proposal(Protocol.IKE, (_GCM, _SHA256, Transform(TransformType.KE, group))),
-                ),
-                paths=(Path(addresses[side], addresses[other]),) if side == "a" else (),
-                remote_networks=(ipaddress.ip_network(addresses[other]),),
-                initiate=side == "a",
-                dpd_interval=0,
-                childless=Childless.NEVER if child else Childless.PREFER,
-                send_initial_contact=False,
-            )
-        )
-    return made
+    ]
+
+
+def _child(local: str, remote: str, reqid: int) -> ChildConfig:
+    return ChildConfig(
+        name="bench",
+        local_ts=(TrafficSelector.network(local),),
+        remote_ts=(TrafficSelector.network(remote),),
+        proposals=(_ESP,),
+        reqid=reqid,
+        start=Start.ON_TRAFFIC,
+    )
+
+
+def _peer(
+    name: str,
+    local_id: Identity,
+    remote_id: Identity | None,
+    *,
+    remote: str,
+    path: Path | None,
+    child: ChildConfig | None,
+    group: int,
+) -> PeerConfig:
+    identity = IdentityConfig(name="psk", local_id=local_id, remote_id=remote_id, psk=Secret(PSK))
+    ike = Proposal(Protocol.IKE, (_GCM, _SHA256, Transform(TransformType.KE, group)))
+    return PeerConfig(
+        name=name,
+        identities=(identity,),
+        children=() if child is None else (child,),
+        ike_proposals=(ike,),
+        paths=() if path is None else (path,),
+        remote_networks=(ipaddress.ip_network(remote),),
+        initiate=path is not None,
+        dpd_interval=0,
+        childless=Childless.NEVER if child else Childless.PREFER,
+        send_initial_contact=False,
+    )
