@@ -33,12 +33,14 @@ class HttpServer:
             ]
         )
         self._pages = pages
-        self._runner = web.AppRunner(app, access_log=None, handle_signals=False)
+        self._runner = web.AppRunner(
+            app, access_log=None, handle_signals=False, shutdown_timeout=0.5
+        )
 
     async def open(self, host: str, port: int) -> None:
         """Begin to serve."""
         await self._runner.setup()
-        await web.TCPSite(self._runner, host, port, shutdown_timeout=0.5).start()
+        await web.TCPSite(self._runner, host, port).start()
 
     async def close(self) -> None:
         """Stop serving."""

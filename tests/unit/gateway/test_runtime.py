@@ -1,0 +1,187 @@
+"""The runtime with a data plane that carries nothing, on ports of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ipsec_gateway import runtime
+from ipsec_gateway.ipsec.base import PolicyDirection
+from ipsec_gateway.ipsec.recording import RecordingBackend
+from ipsec_gateway.ports import PortConflict
+from ipsec_gateway.runtime import Gateway, Options
+from ipsec_gateway.sources.directory import DirectorySource
+
+
+class Rig:
+    """A gateway on a folder. ``backends`` are those that it has made, newest last."""
+
+    def __init__(self, folder: Path, **options: Any) -> None:
+        self.folder = folder
+        (folder / "manifests").mkdir()
+        self.backends: list[RecordingBackend] = []
+        self.refuse = ""
+        self.options = Options(state=folder / "state", ports=(0, 0), name="test", **options)
+
+    def write(self, *documents: dict[str, Any]) -> None:
+        fresh = self.folder / "new"
+        fresh.write_text(yaml.safe_dump_all(documents))
+        fresh.replace(self.folder / "manifests" / "all.yaml")
+
+    def condition(self, kind: str) -> dict[str, Any]:
+        path = self.folder / "state/status/ipsecpeer/default/hq.yaml"
+        if not path.exists():
+            return {}
+        conditions = yaml.safe_load(path.read_text())["status"]["conditions"]
+        (found,) = [c for c in conditions if c["type"] == kind]
+        return found
+
+    async def until(self, reached: Callable[[], object]) -> None:
+        async with asyncio.timeout(10):
+            while not reached():  # noqa: ASYNC110  # what is waited for is plain data and files
+                await asyncio.sleep(0.01)
+
+    def run(self, work: Callable[[Gateway], Awaitable[None]]) -> None:
+        """Run ``work`` beside a running gateway, which is then stopped."""
+
+        def make(_: object) -> RecordingBackend:
+            backend = RecordingBackend(refuse_start=self.refuse)
+            self.backends.append(backend)
+            return backend
+
+        async def main() -> None:
+            source = DirectorySource(self.folder / "manifests", interval=0.02, settle=0.01)
+            gateway = Gateway(self.options, source, make)
+            running = asyncio.create_task(gateway.run())
+            try:
+                await work(gateway)
+            finally:
+                gateway.stop()
+                await running
+
+        asyncio.run(main())
+
+
+@pytest.fixture
+def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rig:
+    monkeypatch.setattr(runtime, "RETRY", 0.05)
+    monkeypatch.setattr(runtime, "DEBOUNCE", 0.01)
+    return Rig(tmp_path)
+
+
+def test_the_data_plane_comes_and_goes_with_the_tunnels(rig: Rig, make) -> None:
+    async def work(gateway: Gateway) -> None:
+        await rig.until(lambda: gateway._ready)
+        assert rig.backends == []
+        rig.write(make.secret(), make.peer(passive=True))
+        await rig.until(lambda: rig.backends and rig.backends[0].policies)
+        directions = {p.direction for p in rig.backends[0].policies}
+        assert directions == set(PolicyDirection)
+        await rig.until(lambda: rig.condition("Programmed").get("status") == "True")
+        assert rig.condition("Established")["reason"] == "Waiting"
+        rig.write(make.secret(), make.peer(passive=True, remoteSubnets=["10.3.0.0/16"]))
+        await rig.until(
+            lambda: (
+                {str(p.destination) for p in rig.backends[0].policies}
+                == {"10.3.0.0/16", "10.1.0.0/16"}
+            )
+        )
+        log = [o.name for o in rig.backends[0].log if o.name.endswith("_policy")]
+        assert log == ["put_policy"] * 6 + ["delete_policy"] * 3, "puts before deletes"
+        rig.write(make.secret())
+        await rig.until(lambda: not rig.backends[0].running)
+        await rig.until(lambda: not rig.condition("Ready"))
+        rig.write(make.secret(), make.peer(passive=True))
+        await rig.until(lambda: len(rig.backends) == 2 and rig.backends[1].policies)
+
+    rig.run(work)
+    assert [b.running for b in rig.backends] == [False, False]
+    assert [b.log[-1].argument for b in rig.backends] == [True, True], "everything is removed"
+
+
+def test_a_data_plane_that_does_not_start_is_tried_again(rig: Rig, make) -> None:
+    rig.refuse = "/dev/net/tun cannot be opened"
+    rig.write(make.secret(), make.peer(passive=True))
+
+    async def work(_: Gateway) -> None:
+        await rig.until(lambda: rig.condition("Programmed").get("reason") == "DataplaneError")
+        assert rig.condition("Programmed")["message"] == rig.refuse
+        assert rig.condition("Ready")["status"] == "False"
+        rig.refuse = ""
+        await rig.until(lambda: rig.condition("Programmed").get("status") == "True")
+
+    rig.run(work)
+
+
+def test_what_breaks_in_a_callback_ends_the_gateway(
+    rig: Rig, make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    rig.write(make.secret(), make.peer(passive=True))
+
+    async def work(gateway: Gateway) -> None:
+        await rig.until(lambda: gateway._ready)
+
+        def broken(*_: object) -> None:
+            raise ZeroDivisionError("for the test")
+
+        gateway.pump.receive = broken  # type: ignore[method-assign]
+        gateway._sockets._on_ike = broken
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+            for each in gateway._sockets.ports:
+                client.sendto(b"\0\0\0\0message", ("127.0.0.1", each))
+        await rig.until(gateway._stop.is_set)
+
+    with pytest.raises(ZeroDivisionError):
+        rig.run(work)
+    assert "broken: ZeroDivisionError: for the test" in caplog.text
+    assert rig.backends[0].log[-1].argument is False, "the guard and what it guards stay"
+
+
+def test_pages(tmp_path: Path, make) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    rig = Rig(tmp_path, listen=("127.0.0.1", port))
+    rig.write(make.secret(), make.peer(passive=True))
+
+    async def get(path: str) -> tuple[int, str]:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(f"GET {path} HTTP/1.0\r\n\r\n".encode())
+        head, _, body = (await reader.read()).decode().partition("\r\n\r\n")
+        writer.close()
+        await writer.wait_closed()
+        return int(head.split()[1]), body
+
+    async def work(gateway: Gateway) -> None:
+        await rig.until(lambda: gateway._ready)
+        assert await get("/readyz") == (200, "ok\n")
+        gateway._ready = False
+        assert (await get("/readyz"))[0] == 503
+        assert (await get("/healthz"))[0] == 200
+        code, text = await get("/metrics")
+        assert code == 200
+        assert 'ipsec_peer_up{gateway="test",namespace="default",peer="hq"} 0.0' in text
+        _, text = await get("/status")
+        document = json.loads(text)
+        assert document["dataplane"] == "recording"
+        (found,) = document["objects"]
+        assert found["name"] == "hq"
+        assert "correct horse" not in text
+        assert (await get("/nonsense"))[0] == 404
+        # A second gateway cannot have the same address, and takes nothing down when it gives up.
+        other = Gateway(
+            Options(ports=(0, 0), listen=("127.0.0.1", port)),
+            DirectorySource(tmp_path),
+            None,  # type: ignore[arg-type]
+        )
+        with pytest.raises(PortConflict, match=str(port)):
+            await other.run()
+
+    rig.run(work)
