@@ -46,34 +46,34 @@ class Engine:
     """IKEv2 for any number of peers. ``rng(n)`` gives n octets fit for keys."""
 
     def __init__(self, *, rng: Callable[[int], bytes], limits: Limits | None = None) -> None:
-        self._host: Final = Host(rng, limits or Limits(), Peers())
+        self.host: Final = Host(rng, limits or Limits(), Peers())
 
     # -- outputs -------------------------------------------------------------------------------
 
     def take_actions(self) -> list[Action]:
         """What is to be done since the last call, in order."""
-        actions, self._host.actions = self._host.actions, []
+        actions, self.host.actions = self.host.actions, []
         return actions
 
     def next_timer(self) -> float | None:
         """When ``on_timer`` has to be called at the latest; None: not at all."""
-        return self._host.timers.next()
+        return self.host.timers.next()
 
     @property
     def counters(self) -> Counter[str]:
         """How often what happened, by name. Only grows."""
-        return self._host.counters
+        return self.host.counters
 
     def snapshot(self) -> list[IkeSaInfo]:
         """The IKE SAs and their children, but for those that are only remembered to repeat an
         answer."""
-        return report.snapshot(self._host)
+        return report.snapshot(self.host)
 
     # -- the network ---------------------------------------------------------------------------
 
     def receive(self, datagram: Datagram, now: float) -> None:
         """An IKE message arrived."""
-        host = self._host
+        host = self.host
         host.now = now
         data = datagram.data
         if len(data) > host.limits.message_size:
@@ -110,7 +110,7 @@ class Engine:
 
         Never larger than what asked for it, never in answer to a response, and not too often.
         """
-        if header.response or not self._host.may_answer():
+        if header.response or not self.host.may_answer():
             return
         data = b"\x02" if notify is NotifyType.INVALID_MAJOR_VERSION else b""
         flags = FLAG_RESPONSE | (0 if header.initiator else FLAG_INITIATOR)
@@ -125,14 +125,14 @@ class Engine:
         if len(answer) > len(datagram.data):
             return
         local = datagram.local
-        self._host.emit(SendDatagram(local, datagram.remote, answer, encapsulated(local)))
+        self.host.emit(SendDatagram(local, datagram.remote, answer, encapsulated(local)))
 
     # -- time ----------------------------------------------------------------------------------
 
     def on_timer(self, now: float) -> None:
         """Do what has become due. Calling it early or late does no harm."""
-        self._host.now = now
-        for item in self._host.timers.take_due(now):
+        self.host.now = now
+        for item in self.host.timers.take_due(now):
             item.on_timer(now)
 
     # -- configuration and commands --------------------------------------------------------------
@@ -142,44 +142,44 @@ class Engine:
 
         Raises LocalMisuse if names or reqids are not unique or something needed is empty.
         """
-        self._host.now = now
-        configure(self._host, peers)
+        self.host.now = now
+        configure(self.host, peers)
 
     def initiate(self, peer: str, now: float) -> None:
         """Bring up the peer and its children now, whatever went wrong before."""
-        self._host.now = now
+        self.host.now = now
         self._peer(peer).initiate()
 
     def terminate(self, peer: str, now: float) -> None:
         """Delete the peer's SAs; nothing is started until ``initiate``, a change of its
         configuration, or the peer itself."""
-        self._host.now = now
+        self.host.now = now
         self._peer(peer).terminate(Reason.TERMINATED, "terminated by command")
 
     def rekey_ike(self, peer: str, now: float) -> None:
         """Rekey the peer's IKE SA now."""
-        self._host.now = now
+        self.host.now = now
         sa = self._peer(peer).current()
         if sa is not None:
             sa.enqueue(RekeyIke())
 
     def rekey_child(self, spi_in: int, now: float) -> None:
         """Rekey the child with that inbound SPI now."""
-        self._host.now = now
-        child = self._host.children.get(spi_in)
+        self.host.now = now
+        child = self.host.children.get(spi_in)
         if child is not None:
             child.owner.child_soft(child)
 
     def shutdown(self, now: float) -> None:
         """Delete everything everywhere. Done when ``snapshot`` is empty, after 6 s at most."""
-        host = self._host
+        host = self.host
         host.now = now
         host.closing = True
         for peer in tuple(host.peers.by_name.values()):
             peer.terminate(Reason.TERMINATED, "shutdown")
 
     def _peer(self, name: str) -> Peer:
-        peer = self._host.peer(name)
+        peer = self.host.peer(name)
         if peer is None:
             raise LocalMisuse(f"no peer is named {name}")
         return peer
@@ -188,7 +188,7 @@ class Engine:
 
     def acquire(self, acquire: Acquire, now: float) -> None:
         """A packet needs an SA."""
-        host = self._host
+        host = self.host
         host.now = now
         found = host.peers.by_reqid.get(acquire.reqid)
         if found is None:
@@ -199,7 +199,7 @@ class Engine:
 
     def expire(self, expire: Expire, now: float) -> None:
         """An SA reached a limit of bytes, packets or time."""
-        host = self._host
+        host = self.host
         host.now = now
         for child in self._find(expire.spi):
             if not expire.hard:
@@ -209,20 +209,20 @@ class Engine:
 
     def mapping(self, mapping: Mapping, now: float) -> None:
         """ESP of a peer behind NAT comes from elsewhere."""
-        self._host.now = now
-        child = self._host.children.get(mapping.spi)
+        self.host.now = now
+        child = self.host.children.get(mapping.spi)
         if child is not None:
             child.owner.child_moved(child, mapping.remote)
 
     def sa_failed(self, failed: SaFailed, now: float) -> None:
         """The data plane could not install an SA: the child is deleted, and tried again later."""
-        self._host.now = now
+        self.host.now = now
         for child in self._find(failed.spi):
             child.owner.child_refused(child, failed.reason)
 
     def unknown_spi(self, unknown: UnknownSpi, now: float) -> None:
         """The peer sends ESP to an SPI that nobody has (RFC 7296 1.5, 2.21.4)."""
-        host = self._host
+        host = self.host
         host.now = now
         if unknown.spi in host.children:
             return
@@ -234,11 +234,11 @@ class Engine:
 
     def inbound_seen(self, spi: int, now: float) -> None:
         """ESP arrived and verified: the peer lives."""
-        self._host.now = now
-        child = self._host.children.get(spi)
+        self.host.now = now
+        child = self.host.children.get(spi)
         if child is not None:
             child.owner.child_alive(child)
 
     def _find(self, spi: int) -> tuple[ChildSa, ...]:
-        child = self._host.children.get(spi)
-        return (child,) if child is not None else self._host.outbound.get(spi, ())
+        child = self.host.children.get(spi)
+        return (child,) if child is not None else self.host.outbound.get(spi, ())

@@ -62,6 +62,9 @@ class Owner(Protocol):
     def child_hard(self, child: ChildSa) -> None:
         """It is time to end it."""
 
+    def child_switch(self, child: ChildSa) -> None:
+        """It is time to send on it."""
+
     def child_drained(self, child: ChildSa) -> None:
         """The grace of a deleted child is over."""
 
@@ -78,7 +81,8 @@ class Owner(Protocol):
 class ChildSa(Timed):
     """``spi_in`` is ours, ``spi_out`` the peer's; times are absolute, in the engine's seconds.
 
-    ``waiting`` is the outbound SA that is not installed yet; ``successor`` the child that replaces
+    ``waiting`` is the outbound SA that is not installed yet, ``switch_at`` when that is done at the
+    latest unless a Delete of another child decides it; ``successor`` the child that replaces
     this one.
     """
 
@@ -97,6 +101,7 @@ class ChildSa(Timed):
         "state",
         "successor",
         "suite",
+        "switch_at",
         "waiting",
     )
 
@@ -121,6 +126,7 @@ class ChildSa(Timed):
         self.created_at = now
         self.soft_at = NEVER
         self.hard_at = NEVER
+        self.switch_at = NEVER
         self.outbound = False
         self.waiting: SaSpec | None = None
         self.successor: ChildSa | None = None
@@ -137,16 +143,20 @@ class ChildSa(Timed):
 
     def due(self) -> float:
         if self.state is ChildState.INSTALLED:
-            return min(self.soft_at, self.hard_at)
-        return self.hard_at
+            return min(self.soft_at, self.hard_at, self.switch_at)
+        return min(self.hard_at, self.switch_at)
 
     def on_timer(self, now: float) -> None:
-        if self.state is ChildState.DELETED:
-            self.owner.child_drained(self)
-        elif self.hard_at <= now:
+        if self.hard_at <= now:
             self.hard_at = NEVER
-            self.owner.child_hard(self)
-        elif self.state is ChildState.INSTALLED and self.soft_at <= now:
+            if self.state is ChildState.DELETED:
+                self.owner.child_drained(self)
+            else:
+                self.owner.child_hard(self)
+            return
+        if self.switch_at <= now:
+            self.owner.child_switch(self)
+        if self.state is ChildState.INSTALLED and self.soft_at <= now:
             self.soft_at = NEVER
             self.owner.child_soft(self)
 

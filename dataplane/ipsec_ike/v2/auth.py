@@ -283,7 +283,7 @@ def _answer_child(sa: IkeSa, handshake: Handshake, payloads: Sequence[Payload]) 
     except IkeError as exc:
         sa.host.counters[f"refused_{exc.notify.name.lower()}"] += 1
         return [as_notify(exc)]
-    children.announce(sa, children.install(sa, agreed, outbound=True))
+    children.announce(sa, children.answer_with(sa, agreed))
     return answer
 
 
@@ -291,21 +291,18 @@ def _claim(sa: IkeSa, theirs: Identity, wanted: Identity | None) -> _Claim | Non
     """The identity configuration that fits best: one that names the initiator before one that
     takes everybody; then the order of configuration."""
     suite, _ = sa.crypto
-    anybody: _Claim | None = None
-    for peer in sa.host.peers.matching(sa.local.address, sa.remote.address):
-        if peer is not sa.peer and not choose.permits(peer.config.ike_proposals, suite.transforms):
+    peers = sa.host.peers
+    local, remote = sa.local.address, sa.remote.address
+    for peer, identity in peers.claims(theirs):
+        if peer is not sa.peer and not (
+            choose.permits(peer.config.ike_proposals, suite.transforms)
+            and peer in peers.matching(local, remote)
+        ):
             continue
-        for identity in peer.config.identities:
-            if identity.psk is None or identity.remote_id not in (None, theirs):
-                continue
-            local_id = _local_id(sa, identity, wanted)
-            if local_id is None:
-                continue
-            claim = _Claim(peer, identity, local_id)
-            if identity.remote_id is not None:
-                return claim
-            anybody = anybody or claim
-    return anybody
+        local_id = _local_id(sa, identity, wanted)
+        if local_id is not None:
+            return _Claim(peer, identity, local_id)
+    return None
 
 
 def _local_id(sa: IkeSa, identity: IdentityConfig, wanted: Identity | None) -> Identity | None:

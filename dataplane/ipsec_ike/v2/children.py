@@ -13,6 +13,7 @@ from ipsec_ike.sa.child_sa import ChildSa, ChildState
 from ipsec_ike.sa.lifetimes import soft_limit
 from ipsec_ike.sa.narrowing import Selectors, covers
 from ipsec_ike.sa.suite import ChildSuite
+from ipsec_ike.sa.timers import NEVER
 from ipsec_ike.secret import Secret
 from ipsec_ike.selectors import TrafficSelector
 from ipsec_ike.v2.keymat import ChildKeys
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 #: The selectors, local and remote, of a packet that wants a child.
 Packet = tuple[TrafficSelector | None, TrafficSelector | None]
+
+#: Seconds after which we send on a new child beside another one, if nothing decides it before.
+_SWITCH: Final = 3.0
 
 #: Seconds for which the inbound SA of a deleted child stays, for packets that are on their way.
 GRACE: Final = 5.0
@@ -42,7 +46,10 @@ class Agreed(NamedTuple):
 
 
 def install(sa: IkeSa, agreed: Agreed, *, outbound: bool) -> ChildSa:
-    """Put the inbound SA and, if ``outbound``, the outbound SA into the data plane."""
+    """Put the inbound SA and, if ``outbound``, the outbound SA into the data plane.
+
+    Without ``outbound`` that one waits for ``activate`` or ``take_over``.
+    """
     host, config = sa.host, agreed.config
     now = host.now
     child = ChildSa(
@@ -107,6 +114,29 @@ def _spec(
     )
 
 
+def answer_with(sa: IkeSa, agreed: Agreed) -> ChildSa:
+    """Install a child that the peer asked for.
+
+    If the traffic has another child already, we go on sending on that one until the peer shows that
+    it has the new one: by traffic, by deleting the old one, or by time.
+    """
+    others = sa.peer.live_children(sa, agreed.config.name)
+    child = install(sa, agreed, outbound=not others)
+    if others:
+        child.switch_at = sa.host.now + _SWITCH
+        sa.host.timers.arm(child)
+    return child
+
+
+def activate(sa: IkeSa, child: ChildSa) -> None:
+    """Send on it from now on."""
+    child.switch_at = NEVER
+    if child.waiting is not None:
+        sa.host.emit(AddSa(child.waiting))
+        child.waiting = None
+        child.outbound = True
+
+
 def announce(sa: IkeSa, child: ChildSa) -> None:
     """Tell that a new child carries traffic in both directions."""
     sa.host.emit(
@@ -128,10 +158,7 @@ def announce(sa: IkeSa, child: ChildSa) -> None:
 def take_over(sa: IkeSa, old: ChildSa, new: ChildSa) -> None:
     """``new`` carries the traffic of ``old`` from now on; the outbound SA follows at last."""
     old.successor = new
-    if new.waiting is not None:
-        sa.host.emit(AddSa(new.waiting))
-        new.waiting = None
-        new.outbound = True
+    activate(sa, new)
     sa.host.emit(
         ChildSaRekeyed(
             peer=sa.peer.config.name,
@@ -148,7 +175,11 @@ def take_over(sa: IkeSa, old: ChildSa, new: ChildSa) -> None:
 def stop_sending(sa: IkeSa, child: ChildSa) -> None:
     """Take out the outbound SA, if it is in."""
     child.waiting = None
+    child.switch_at = NEVER
     if child.outbound:
+        for heir in sa.peer.live_children(sa, child.config.name):
+            if heir.switch_at != NEVER:
+                heir.owner.child_switch(heir)
         child.outbound = False
         sa.host.emit(DeleteSa(child.outbound_id(sa.remote)))
 
@@ -192,7 +223,7 @@ def report_down(sa: IkeSa, child: ChildSa, reason: Reason, message: str) -> None
 def lose(sa: IkeSa, child: ChildSa, reason: Reason, message: str, *, grace: bool) -> None:
     """It is gone, together with the other side's: take it out, tell, and let the peer object
     decide about a new one."""
-    live = child.live
+    live = child.live and not has_equal(sa, child.config, (None, None), besides=child)
     remove(sa, child, grace=grace)
     if live:
         report_down(sa, child, reason, message)
@@ -224,11 +255,14 @@ def by_peer_spi(sa: IkeSa, protocol: int, spi: int) -> ChildSa | None:
     return None
 
 
-def has_equal(sa: IkeSa, config: ChildConfig, packet: Packet) -> bool:
+def has_equal(
+    sa: IkeSa, config: ChildConfig, packet: Packet, *, besides: ChildSa | None = None
+) -> bool:
     """Whether there is a child that carries what a new one for ``packet`` would."""
     local, remote = packet
     return any(
         child.live
+        and child is not besides
         and child.config == config
         and (local is None or covers(child.local_ts, (local,)))
         and (remote is None or covers(child.remote_ts, (remote,)))

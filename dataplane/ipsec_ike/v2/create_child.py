@@ -57,7 +57,7 @@ class Rival:
 class CreateChild(Exchange):
     """Negotiate a child; ``packet`` is the selectors of the packet that needs it."""
 
-    __slots__ = ("config", "group", "offer", "packet", "rival", "single", "tried")
+    __slots__ = ("config", "group", "offer", "packet", "rival", "single", "tried", "unborn")
 
     type = ExchangeType.CREATE_CHILD_SA
 
@@ -69,6 +69,7 @@ class CreateChild(Exchange):
         self.tried: tuple[int, ...] = ()
         self.single = False
         self.rival: Rival | None = None
+        self.unborn: tuple[int, ...] = ()
 
     def request(self, sa: IkeSa) -> list[Payload] | None:
         if not sa.peer.allows(sa, self.config) or children.has_equal(sa, self.config, self.packet):
@@ -97,6 +98,9 @@ class CreateChild(Exchange):
         except IkeError as exc:
             unusable(sa, offer, exc)
             return
+        if agreed.spi_out in self.unborn:
+            sa.peer.child_later(self.config, self.packet)
+            return
         rival = self.rival
         nonces = offer.nonce, need(payloads, NoncePayload).data
         if rival is not None and rival.beats(nonces):
@@ -104,7 +108,9 @@ class CreateChild(Exchange):
             return
         child = children.install(sa, agreed, outbound=True)
         if rival is not None and rival.alive:
-            give_time(sa, rival.child, child)
+            # The peer may have seen no collision, because our request came late: we delete it.
+            rival.child.successor = child
+            deletes.delete_child(sa, rival.child, Reason.REPLACED, "created twice")
         children.announce(sa, child)
         supersede(sa, child)
 
@@ -118,6 +124,10 @@ class CreateChild(Exchange):
             self.tried = (*self.tried, group)
         elif error.notify == NotifyType.SINGLE_PAIR_REQUIRED and not self.single:
             self.single = True
+        elif error.notify == NotifyType.TEMPORARY_FAILURE:
+            # The peer rekeys or deletes the IKE SA (RFC 7296 2.25.2).
+            sa.peer.child_later(self.config, self.packet)
+            return True
         else:
             return False
         sa.enqueue(self, first=True)
@@ -201,7 +211,7 @@ def not_set_up(sa: IkeSa, config: ChildConfig, reason: Reason, message: str) -> 
 def respond(sa: IkeSa, payloads: Sequence[Payload]) -> list[Payload]:
     """The peer wants a new child. Raises an IkeError to refuse with."""
     agreed, answer, nonces = negotiate.answer(sa, payloads, sa.peer.allowed(sa))
-    child = children.install(sa, agreed, outbound=True)
+    child = children.answer_with(sa, agreed)
     current = sa.current
     if (
         isinstance(current, CreateChild)

@@ -72,6 +72,7 @@ class IkeSa(Timed):
         "reauth_at",
         "remote",
         "remote_id",
+        "sealed",
         "sent_at",
         "soft_at",
         "spi_i",
@@ -98,6 +99,8 @@ class IkeSa(Timed):
         self.remote_id: Identity | None = None
         self.suite: IkeSuite | None = None
         self.keys: IkeKeys | None = None
+        #: How many messages we have encrypted: their IVs count them.
+        self.sealed = 0
         self.window = Window()
         self.queue: list[Exchange] = []
         self.current: Exchange | None = None
@@ -225,13 +228,13 @@ class IkeSa(Timed):
         if self.soft_at <= now:
             self.soft_at = NEVER
             self.enqueue(RekeyIke())
-        idle = now - self.heard_at
-        if config.dpd_interval and idle >= config.dpd_interval and not self.window.busy:
+        silent = self.heard_at + config.dpd_interval <= now
+        if config.dpd_interval and silent and not self.window.busy:
             self.enqueue(deletes.Liveness())
         if (
             config.keepalive_interval
             and self.nat_local
-            and now - self.sent_at >= config.keepalive_interval
+            and self.sent_at + config.keepalive_interval <= now
         ):
             protected.send(self, (b"",))
 
@@ -379,6 +382,9 @@ class IkeSa(Timed):
     def child_hard(self, child: ChildSa) -> None:
         deletes.expire(self, child)
 
+    def child_switch(self, child: ChildSa) -> None:
+        children.activate(self, child)
+
     def child_drained(self, child: ChildSa) -> None:
         children.discard(self, child)
 
@@ -388,6 +394,8 @@ class IkeSa(Timed):
 
     def child_alive(self, child: ChildSa) -> None:
         self.heard_at = self.host.now
+        if child.switch_at != NEVER:
+            children.activate(self, child)
 
     def child_refused(self, child: ChildSa, why: str) -> None:
         deletes.delete_child(self, child, Reason.DATAPLANE, why)

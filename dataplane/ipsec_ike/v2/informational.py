@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from ipsec_ike.events import Warned
 from ipsec_ike.numbers import NotifyType, Protocol
 from ipsec_ike.sa.child_sa import ChildState
 from ipsec_ike.v2 import children, rekey_child, rekey_ike
+from ipsec_ike.v2.create_child import CreateChild
 from ipsec_ike.v2.exchange import notifies
 from ipsec_ike.v2.rekey_child import RekeyChild
 from ipsec_ike.wire.payloads import DeletePayload, NotifyPayload, Payload
 
 if TYPE_CHECKING:
     from ipsec_ike.v2.ike_sa import IkeSa
+
+_MOST_UNBORN: Final = 64
 
 
 def respond(sa: IkeSa, payloads: Sequence[Payload]) -> list[Payload]:
@@ -42,10 +45,19 @@ def _delete(sa: IkeSa, protocol: int, spi_out: int) -> bytes | None:
     """
     child = children.by_peer_spi(sa, protocol, spi_out)
     if child is None:
+        _unborn(sa, spi_out)
         return None
     simultaneous = child.state is ChildState.DELETING
     rekey_child.deleted_by_peer(sa, child)
     return None if simultaneous else child.spi_in.to_bytes(4)
+
+
+def _unborn(sa: IkeSa, spi_out: int) -> None:
+    """We do not know it, perhaps because the answer that creates it is still on its way: then it
+    must not come to life."""
+    current = sa.current
+    if isinstance(current, (CreateChild, RekeyChild)) and len(current.unborn) < _MOST_UNBORN:
+        current.unborn = (*current.unborn, spi_out)
 
 
 def _notified(sa: IkeSa, notify: NotifyPayload) -> None:

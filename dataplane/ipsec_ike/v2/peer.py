@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 #: As responder we leave it to the initiator for so many seconds to ask for the children.
 _COURTESY: Final = 3.0
+#: Seconds until a child that met a temporary obstacle is tried again, and a random share more.
+_SOON: Final = 1.0
 _NO_PACKET: Final[Packet] = (None, None)
 
 
@@ -58,6 +60,7 @@ class Peer(Timed):
         "by_identity",
         "child_backoff",
         "config",
+        "doomed",
         "held",
         "host",
         "old_secret",
@@ -73,6 +76,8 @@ class Peer(Timed):
         #: All IKE SAs but those that are being deleted, in the order of their creation.
         self.sas: dict[IkeSa, None] = {}
         self.by_identity: dict[Identity, tuple[IkeSa, ...]] = {}
+        #: IKE SAs that go when others have their children.
+        self.doomed: set[IkeSa] = set()
         self.backoff = Backoff()
         self.child_backoff: dict[str, Backoff] = {}
         self.wanted: dict[str, Packet] = {}
@@ -109,6 +114,7 @@ class Peer(Timed):
     def forget(self, sa: IkeSa) -> None:
         """It does not count any more."""
         self.sas.pop(sa, None)
+        self.doomed.discard(sa)
         if sa.remote_id is not None:
             left = tuple(s for s in self.known(sa.remote_id) if s is not sa)
             if left:
@@ -120,6 +126,8 @@ class Peer(Timed):
         """Rekeyed: ``new`` stands where ``old`` stood, which only waits to be deleted."""
         self.forget(old)
         self.add(new)
+        if new.doomed_at != NEVER:
+            self.doomed.add(new)
         self.remember(new)
 
     def has_other(self, sa: IkeSa) -> bool:
@@ -127,6 +135,17 @@ class Peer(Timed):
         if sa.remote_id is None:
             return False
         return any(other is not sa and other.up for other in self.known(sa.remote_id))
+
+    def live_children(self, sa: IkeSa, name: str) -> list[ChildSa]:
+        """The children of that name with the same remote identity, in whatever IKE SA."""
+        if sa.remote_id is None:
+            return []
+        return [
+            child
+            for other in self.known(sa.remote_id) or (sa,)
+            for child in other.children
+            if child.live and child.config.name == name
+        ]
 
     def current(self) -> IkeSa | None:
         """The IKE SA to use for new children: the newest that is up, doomed ones last."""
@@ -164,9 +183,14 @@ class Peer(Timed):
         self.host.timers.arm(self)
 
     def maintain(self) -> None:
-        """Start what is missing, or see to it that it is started when its time has come."""
+        """Start what is missing, or see to it that it is started when its time has come.
+
+        Towards those who come from anywhere nothing is started but what a packet wants.
+        """
         host, config = self.host, self.config
         if self.held or host.closing or not config.initiate:
+            return
+        if not config.paths and not self.wanted:
             return
         self.wake_at = NEVER
         sa = self.current()
@@ -198,8 +222,8 @@ class Peer(Timed):
         polite = 0.0 if sa.initiator else sa.established_at + _COURTESY
         inherited = {
             child.config.name
-            for other in self.sas
-            if other is not sa and other.doomed_at != NEVER and other.doomed_by_us
+            for other in self.doomed
+            if other is not sa and other.doomed_by_us
             for child in other.children
             if child.live
         }
@@ -286,6 +310,14 @@ class Peer(Timed):
         self.wanted.pop(child.config.name, None)
         unique.settle(self)
 
+    def child_later(self, config: ChildConfig, packet: Packet) -> None:
+        """The peer is busy with something that is over soon: no failure, but not now."""
+        if packet != _NO_PACKET or config.start is not Start.NOW:
+            self.wanted.setdefault(config.name, packet)
+        backoff = self.child_backoff.setdefault(config.name, Backoff())
+        backoff.at = self.host.now + _SOON * (1 + share(self.host.rng))
+        self.maintain()
+
     def child_failed(self, sa: IkeSa, config: ChildConfig) -> None:
         """A child could not be set up. A packet that wanted it has to ask again."""
         if self.wanted.pop(config.name, None) is None or config.start is Start.NOW:
@@ -332,8 +364,7 @@ class Peer(Timed):
         self.backoff = Backoff()
         self.child_backoff.clear()
         for config in self.config.children:
-            if config.start is not Start.NEVER:
-                self.wanted.setdefault(config.name, _NO_PACKET)
+            self.wanted.setdefault(config.name, _NO_PACKET)
         if not self.config.children and self.config.initiate and not self.sas:
             self.connect()  # an IKE SA alone (RFC 6023)
         self.maintain()

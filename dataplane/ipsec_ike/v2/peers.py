@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from ipaddress import ip_network
 from typing import TYPE_CHECKING
 
-from ipsec_ike.config import ChildConfig
+from ipsec_ike.config import ChildConfig, IdentityConfig
+from ipsec_ike.identity import Identity
 from ipsec_ike.sa.nat import packed
 
 if TYPE_CHECKING:
@@ -17,11 +18,13 @@ if TYPE_CHECKING:
 class Peers:
     """``index`` must be called after ``by_name`` or a configuration in it has changed."""
 
-    __slots__ = ("_by_network", "_lengths", "by_name", "by_reqid")
+    __slots__ = ("_by_identity", "_by_network", "_lengths", "by_name", "by_reqid")
 
     def __init__(self) -> None:
         self.by_name: dict[str, Peer] = {}
         self.by_reqid: dict[int, tuple[Peer, ChildConfig]] = {}
+        #: By the identity that must come, None: any.
+        self._by_identity: dict[Identity | None, list[tuple[Peer, IdentityConfig]]] = {}
         #: (octets of an address, prefix length, prefix as a number) -> peers in order.
         self._by_network: dict[tuple[int, int, int], list[Peer]] = {}
         self._lengths: dict[int, list[int]] = {4: [], 16: []}
@@ -29,6 +32,7 @@ class Peers:
     def index(self) -> None:
         """Build the tables anew."""
         self._by_network.clear()
+        self._by_identity.clear()
         self.by_reqid = {}
         lengths: dict[int, set[int]] = {4: set(), 16: set()}
         for peer in self.by_name.values():
@@ -40,6 +44,10 @@ class Peers:
                 prefix = int(network.network_address) >> (8 * octets - length)
                 lengths[octets].add(length)
                 self._by_network.setdefault((octets, length, prefix), []).append(peer)
+            for identity in config.identities:
+                if identity.psk is not None:
+                    entry = peer, identity
+                    self._by_identity.setdefault(identity.remote_id, []).append(entry)
             for child in config.children:
                 self.by_reqid[child.reqid] = peer, child
         self._lengths = {octets: sorted(found, reverse=True) for octets, found in lengths.items()}
@@ -58,6 +66,11 @@ class Peers:
             if found:
                 return found
         return ()
+
+    def claims(self, remote_id: Identity) -> Iterator[tuple[Peer, IdentityConfig]]:
+        """Whose identity this may be: those who are named so before those who take anybody."""
+        yield from self._by_identity.get(remote_id, ())
+        yield from self._by_identity.get(None, ())
 
 
 # The shell resolves names again and again to the same addresses.

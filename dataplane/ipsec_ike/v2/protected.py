@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Final
 
 from ipsec_ike.actions import SendDatagram
-from ipsec_ike.errors import IntegrityFailure, InvalidSyntax
 from ipsec_ike.inputs import Endpoint
-from ipsec_ike.numbers import PayloadType
+from ipsec_ike.numbers import Encr, PayloadType
+from ipsec_ike.proposal import AEAD
 from ipsec_ike.sa.nat import encapsulated
 from ipsec_ike.wire.fragment import Reassembler, seal_fragments
-from ipsec_ike.wire.message import (
-    FLAG_INITIATOR,
-    FLAG_RESPONSE,
-    GENERIC_LENGTH,
-    Header,
-    SkCipher,
-    decode_payloads,
-    find_envelope,
-    open_envelope,
-    seal,
-)
+from ipsec_ike.wire.message import FLAG_INITIATOR, FLAG_RESPONSE, Header, open_sk, seal
 from ipsec_ike.wire.payloads import Payload
 
 if TYPE_CHECKING:
@@ -29,7 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Payload", "protect", "send", "unprotect"]
 
-_UDP_AND_MARKER = 8 + 4
+_UDP_AND_MARKER: Final = 8 + 4
+_COUNTED: Final = AEAD | {Encr.AES_CTR}
 
 
 def protect(
@@ -39,7 +31,7 @@ def protect(
     _, keys = sa.crypto
     flags = (FLAG_INITIATOR if sa.initiator else 0) | (FLAG_RESPONSE if response else 0)
     cipher = keys.cipher(initiator=sa.initiator)
-    rng = sa.host.rng
+    rng = partial(_iv, sa)
     if not sa.fragmentation:
         return (seal(sa.spi_i, sa.spi_r, exchange, flags, message_id, payloads, cipher, rng),)
     ip_header = 40 if ":" in sa.remote.address else 20
@@ -58,6 +50,16 @@ def protect(
     )
 
 
+def _iv(sa: IkeSa, octets: int) -> bytes:
+    """A counter where an IV must only never repeat under its key, random octets where it must not be
+    predictable either (RFC 5282 3, RFC 5930 3; RFC 3602 3)."""
+    suite, _ = sa.crypto
+    if suite.encr.id not in _COUNTED:
+        return sa.host.rng(octets)
+    sa.sealed += 1
+    return sa.sealed.to_bytes(octets)
+
+
 def unprotect(sa: IkeSa, data: bytes, header: Header) -> list[Payload] | None:
     """The payloads, or None while fragments are missing.
 
@@ -67,27 +69,14 @@ def unprotect(sa: IkeSa, data: bytes, header: Header) -> list[Payload] | None:
     _, keys = sa.crypto
     cipher = keys.cipher(initiator=not sa.initiator)
     limits = sa.host.limits
-    if header.next_payload == PayloadType.SKF:
-        return _collect(sa, data, header, cipher)
-    try:
-        envelope = find_envelope(data, header, PayloadType.SK, limit=limits.payloads)
-        content = open_envelope(data, envelope.offset + GENERIC_LENGTH, cipher)
-    except InvalidSyntax as exc:
-        raise IntegrityFailure(str(exc)) from None
-    return decode_payloads(envelope.first, content, limit=limits.payloads)
-
-
-def _collect(sa: IkeSa, data: bytes, header: Header, cipher: SkCipher) -> list[Payload] | None:
-    """One fragment. Of what is wrong with it we cannot tell whether it was authenticated."""
-    limits, window = sa.host.limits, sa.window
+    if header.next_payload != PayloadType.SKF:
+        return open_sk(data, header, cipher, limit=limits.payloads)
+    window = sa.window
     if header.response:
         window.reply_fragments = parts = window.reply_fragments or Reassembler(limits)
     else:
         window.fragments = parts = window.fragments or Reassembler(limits)
-    try:
-        return parts.add(data, header, cipher)
-    except InvalidSyntax as exc:
-        raise IntegrityFailure(str(exc)) from None
+    return parts.add(data, header, cipher)
 
 
 def send(

@@ -41,7 +41,7 @@ _IN_PLACE: Final = (ChildState.INSTALLED, ChildState.REKEYING, ChildState.REKEYE
 class RekeyChild(Exchange):
     """Replace ``old``. If the peer replaces it too, its child is the ``rival`` of ours."""
 
-    __slots__ = ("group", "offer", "old", "rival", "tried")
+    __slots__ = ("group", "offer", "old", "rival", "tried", "unborn")
 
     type = ExchangeType.CREATE_CHILD_SA
 
@@ -51,10 +51,11 @@ class RekeyChild(Exchange):
         self.group: int | None = None
         self.tried: tuple[int, ...] = ()
         self.rival: Rival | None = None
+        self.unborn: tuple[int, ...] = ()
 
     def request(self, sa: IkeSa) -> list[Payload] | None:
         old = self.old
-        if old.state is not ChildState.INSTALLED:
+        if old.state is not ChildState.INSTALLED or old.successor is not None:
             return None
         if old.waiting is not None:
             # It is itself the successor of one that the peer is about to delete.
@@ -81,6 +82,9 @@ class RekeyChild(Exchange):
         except IkeError as exc:
             sa.enqueue(deletes.DeleteUnused(old.suite.protocol, offer.spi))
             self._not_yet(sa, f"its answer is unusable: {exc}")
+            return
+        if agreed.spi_out in self.unborn:
+            self._not_yet(sa, "the peer deleted the new child at once", soon=True)
             return
         rival = self.rival
         if rival is not None and rival.beats((offer.nonce, need(payloads, NoncePayload).data)):

@@ -8,6 +8,7 @@ from ipsec_ike.events import IkeSaRekeyed
 from ipsec_ike.sa.lifetimes import soft_limit
 from ipsec_ike.sa.suite import IkeSuite
 from ipsec_ike.sa.timers import NEVER
+from ipsec_ike.v2 import children
 from ipsec_ike.v2.keymat import IkeKeys
 from ipsec_ike.v2.states import State
 
@@ -65,6 +66,11 @@ def adopt(old: IkeSa, new: IkeSa) -> None:
     new.children, old.children = old.children, []
     for child in new.children:
         child.owner = new
+    # Each of the two may have seen the peer move; the children are where the old one knew it.
+    latest = new.remote if new.heard_at > old.heard_at else old.remote
+    new.local, new.remote = old.local, old.remote
+    if latest != old.remote:
+        children.move(new, latest)
     new.queue, old.queue = [exchange for exchange in old.queue if exchange.moves], []
     new.doomed_at, new.doomed_by_us = old.doomed_at, old.doomed_by_us
     old.doomed_at = old.soft_at = old.reauth_at = NEVER

@@ -43,6 +43,7 @@ def _others(sa: IkeSa) -> list[IkeSa]:
 def established(sa: IkeSa) -> None:
     """``sa`` has just been authenticated."""
     peer = sa.peer
+    peer.remember(sa)
     for other in _others(sa):
         overlap = other.established_at >= sa.created_at and not _replaces(sa, other)
         if not overlap:
@@ -50,7 +51,6 @@ def established(sa: IkeSa) -> None:
             continue
         loser = other if _spis(sa) < _spis(other) else sa
         doom(loser, ours=loser.initiator)
-    peer.remember(sa)
     if not sa.initiator:
         _abandon_attempts(sa)
 
@@ -69,6 +69,7 @@ def doom(sa: IkeSa, *, ours: bool) -> None:
         return
     sa.doomed_at = sa.host.now + (_OURS if ours else _THEIRS)
     sa.doomed_by_us = ours
+    sa.peer.doomed.add(sa)
     sa.host.timers.arm(sa)
 
 
@@ -81,6 +82,8 @@ def initial_contact(sa: IkeSa) -> None:
 
 def _abandon_attempts(sa: IkeSa) -> None:
     """Our own attempts that are still in IKE_SA_INIT are not needed any more."""
+    if not sa.peer.config.paths:
+        return
     for other in tuple(sa.peer.sas):
         if (
             other.initiator
@@ -93,8 +96,8 @@ def _abandon_attempts(sa: IkeSa) -> None:
 
 def settle(peer: Peer) -> None:
     """Delete the doomed IKE SAs that are ours to delete and whose children live on elsewhere."""
-    for old in tuple(peer.sas):
-        if old.doomed_at == NEVER or not old.doomed_by_us or not old.up:
+    for old in tuple(peer.doomed):
+        if not old.doomed_by_us or not old.up:
             continue
         assert old.remote_id is not None
         heirs = {
