@@ -154,9 +154,8 @@ def _place(element: Element, verdict: Verdict, steps: list[Step], index: _Index)
     for other, number in index.overlapping(element):
         if other.covers(element):
             return
-        same_set = other.variant is element.variant
-        keep_apart = same_set or steps[number].verdict is not verdict
-        first = max(first, number + 1 if keep_apart else number)
+        # With another verdict it cannot go into that step anyway.
+        first = max(first, number + 1 if other.variant is element.variant else number)
     number = next(
         (n for n in range(first, len(steps)) if steps[n].verdict is verdict),
         len(steps),

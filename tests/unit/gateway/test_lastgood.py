@@ -115,3 +115,15 @@ def test_the_same_object_twice_is_an_error_of_the_second(make) -> None:
     (error,) = found.errors
     assert error.file == "b.yaml"
     assert "a.yaml" in error.message
+
+
+def test_a_policy_that_compile_refuses_keeps_its_last_good_version(make) -> None:
+    memory = LastGood()
+    pair = {"selectors": [{"src": "10.1.0.0/16", "dst": "10.9.0.0/16"}]}
+    peer = make.peer()
+    memory.take(make.files(a=[make.secret(), peer], b=[make.policy("more", **pair)]))
+    refused = make.policy("more", level="use", **pair)
+    found = memory.take(make.files(a=[make.secret(), peer], b=[refused]))
+    assert remotes(found) == {"hq": {"10.2.0.0/16", "10.9.0.0/16"}}
+    assert found.held == {Key("IPsecPolicy", "default", "more")}
+    assert [r.reason for r in found.rejections] == ["NotYetSupported"]

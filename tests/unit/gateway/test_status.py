@@ -109,7 +109,7 @@ def test_from_connecting_to_ready(rig: Rig, make) -> None:
 
 
 def test_a_cause_outlives_the_next_attempt(rig: Rig, make) -> None:
-    rig.apply(make.peer())
+    rig.apply(make.peer(), make.policy("more", **MORE))
     rig.down(Reason.TIMEOUT, "no answer from 203.0.113.9:500")
     rig.board.event(events.IkeSaConnecting(peer=NAME, remote=REMOTE))
     condition = rig.condition("Established")
@@ -118,7 +118,10 @@ def test_a_cause_outlives_the_next_attempt(rig: Rig, make) -> None:
         "no answer from 203.0.113.9:500",
     )
     rig.up()
+    assert rig.condition("Established")["reason"] == "Connecting", "the old cause is history"
+    assert rig.condition("Established", POLICY)["reason"] == "Waiting"
     rig.child("hq")
+    rig.child("more")
     assert rig.condition("Established")["status"] == "True"
 
 
