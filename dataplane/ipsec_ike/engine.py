@@ -131,9 +131,11 @@ class Engine:
 
     def on_timer(self, now: float) -> None:
         """Do what has become due. Calling it early or late does no harm."""
+        timers = self.host.timers
         self.host.now = now
-        for item in self.host.timers.take_due(now):
+        for item in timers.take_due(now):
             item.on_timer(now)
+            timers.arm(item)
 
     # -- configuration and commands --------------------------------------------------------------
 

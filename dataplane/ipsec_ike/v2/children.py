@@ -199,6 +199,7 @@ def remove(sa: IkeSa, child: ChildSa, *, grace: bool) -> None:
 
 def discard(sa: IkeSa, child: ChildSa) -> None:
     """The end of a DELETED child: its inbound SA goes too."""
+    child.hard_at = NEVER
     sa.host.emit(DeleteSa(child.inbound_id(sa.local)))
     sa.host.forget_child(child)
     sa.children.remove(child)

@@ -355,7 +355,10 @@ class IkeSa(Timed):
         self.host.timers.arm(self)
 
     def forget(self) -> None:
-        """The SA is gone."""
+        """The SA is gone, but for inbound SAs of children that have their grace."""
+        if self.children:
+            self.linger()
+            return
         if self.state is not State.DELETING:
             self.become(State.DELETING)
         self.hard_at = self.doomed_at = self.window.deadline = NEVER

@@ -220,7 +220,8 @@ def finish(sa: IkeSa, header: Header, datagram: Datagram) -> None:
 
 def _return_cookie(sa: IkeSa, handshake: Handshake, cookie: NotifyPayload) -> None:
     """RFC 7296 2.6: the same request again, with the cookie first."""
-    if not 1 <= len(cookie.data) <= 64 or handshake.cookies >= _MOST_COOKIES:
+    again = cookie.data == handshake.cookie
+    if again or not 1 <= len(cookie.data) <= 64 or handshake.cookies >= _MOST_COOKIES:
         sa.host.counters["dropped_cookie"] += 1
         return
     handshake.cookies += 1
@@ -234,7 +235,11 @@ def _refused(sa: IkeSa, handshake: Handshake, error: NotifyPayload) -> None:
     if error.notify == NotifyType.INVALID_KE_PAYLOAD:
         group = int.from_bytes(error.data)
         offered = choose.groups(config.ike_proposals)
-        if group in offered and group != handshake.group and group not in handshake.tried:
+        if group == handshake.group or group in handshake.tried:
+            # A copy of an answer that we have followed already.
+            sa.host.counters["dropped_unexpected_response"] += 1
+            return
+        if group in offered:
             handshake.tried = (*handshake.tried, handshake.group)
             handshake.group = group
             _send(sa, handshake)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from ipsec_ike.actions import SendDatagram
 from ipsec_ike.crypto.groups import generate
 from ipsec_ike.errors import IkeError
-from ipsec_ike.events import IkeSaDown, Reason
+from ipsec_ike.events import Warned
 from ipsec_ike.inputs import Datagram
 from ipsec_ike.numbers import ExchangeType, NotifyType, Protocol
 from ipsec_ike.proposal import Proposal
@@ -209,12 +209,5 @@ def _unknown_peer(host: Host, datagram: Datagram) -> None:
     """No peer is configured for these addresses: silence, but not towards our own side."""
     host.counters["dropped_unknown_peer"] += 1
     if host.may_tell():
-        host.emit(
-            IkeSaDown(
-                reason=Reason.UNKNOWN_PEER,
-                message=f"no peer is configured for {datagram.remote.address}"
-                f" at our address {datagram.local.address}",
-                remote=datagram.remote,
-                established=False,
-            )
-        )
+        text = f"no peer is configured for {datagram.remote} at our {datagram.local.address}"
+        host.emit(Warned(message=text))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ipsec_ike.sa.child_sa import ChildSa, ChildState
+from ipsec_ike.sa.child_sa import ChildSa
 from ipsec_ike.sa.info import ChildSaInfo, IkeSaInfo
 from ipsec_ike.v2.states import State
 
@@ -40,9 +40,7 @@ def _ike(sa: IkeSa) -> IkeSaInfo:
         established_at=sa.established_at,
         rekey_at=sa.soft_at,
         expires_at=sa.hard_at,
-        children=tuple(
-            _child(sa, child) for child in sa.children if child.state is not ChildState.DELETED
-        ),
+        children=tuple(_child(sa, child) for child in sa.children),
     )
 
 
