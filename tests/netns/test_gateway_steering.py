@@ -13,6 +13,7 @@ import asyncio
 import ipaddress
 import os
 import select
+import socket
 import subprocess
 import sys
 import threading
@@ -315,8 +316,11 @@ def test_others_masquerade_does_not_touch_protected_traffic(rig: Rig) -> None:
     rig.apply(PROTECT4)
     assert not reaches(rig.lan, "10.2.0.9")
     assert [addresses(p) for p in rig.tunnelled()] == [("10.1.0.2", "10.2.0.9")]
-    rig.inject(echo_request("10.2.0.9", "10.1.0.2"))
-    assert [addresses(p) for p in rig.tunnelled()] == [("10.1.0.2", "10.2.0.9")]
+    with rig.lan.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver:
+        receiver.bind(("10.1.0.2", 9))
+        receiver.settimeout(5)
+        rig.inject(ipv4("10.2.0.9", "10.1.0.2", 17, bytes.fromhex("0007000900090000") + b"x"))
+        assert receiver.recvfrom(9) == (b"x", ("10.2.0.9", 7)), "seen with its own address"
     assert reaches(rig.lan, "10.3.0.9"), "all other traffic is masqueraded as before"
 
 
@@ -425,13 +429,13 @@ def checksum(data: bytes) -> int:
     return ~total & 0xFFFF
 
 
+def ipv4(src: str, dst: str, protocol: int, payload: bytes) -> bytes:
+    head = bytes.fromhex("4500") + (20 + len(payload)).to_bytes(2, "big")
+    head += bytes.fromhex("0001000040") + bytes([protocol, 0, 0])
+    head += ipaddress.ip_address(src).packed + ipaddress.ip_address(dst).packed
+    return head[:10] + checksum(head).to_bytes(2, "big") + head[12:] + payload
+
+
 def echo_request(src: str, dst: str) -> bytes:
     icmp = b"\x08\x00\x00\x00\x12\x34\x00\x01" + bytes(8)
-    icmp = icmp[:2] + checksum(icmp).to_bytes(2, "big") + icmp[4:]
-    head = (
-        bytes.fromhex("4500")
-        + (20 + len(icmp)).to_bytes(2, "big")
-        + bytes.fromhex("0001000040010000")
-    )
-    head += ipaddress.ip_address(src).packed + ipaddress.ip_address(dst).packed
-    return head[:10] + checksum(head).to_bytes(2, "big") + head[12:] + icmp
+    return ipv4(src, dst, 1, icmp[:2] + checksum(icmp).to_bytes(2, "big") + icmp[4:])
