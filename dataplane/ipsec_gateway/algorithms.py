@@ -2,11 +2,14 @@
 
 Combined-mode ciphers exclude an integrity transform, all others require one, so a list that names
 both kinds becomes two proposals (RFC 7296 3.3); the kind that is named first comes first.
+
+Thousands of tunnels have the same few lists: equal lists give the same objects.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from functools import lru_cache
 
 from ipsec_api import algorithms as names
 from ipsec_api.tunnel import TunnelProposal
@@ -26,7 +29,8 @@ DEFAULT_PRFS = (
 )
 
 
-def ike_proposals(listed: Iterable[TunnelProposal]) -> tuple[Proposal, ...]:
+@lru_cache(maxsize=1024)
+def ike_proposals(listed: tuple[TunnelProposal, ...]) -> tuple[Proposal, ...]:
     """Proposals for an IKE SA. Raises UnknownAlgorithm."""
     result: list[tuple[Transform, ...]] = []
     for each in listed:
@@ -37,7 +41,8 @@ def ike_proposals(listed: Iterable[TunnelProposal]) -> tuple[Proposal, ...]:
     return _numbered(Protocol.IKE, result)
 
 
-def esp_proposals(listed: Iterable[TunnelProposal]) -> tuple[Proposal, ...]:
+@lru_cache(maxsize=1024)
+def esp_proposals(listed: tuple[TunnelProposal, ...]) -> tuple[Proposal, ...]:
     """Proposals for an ESP SA; groups are those for perfect forward secrecy."""
     result: list[tuple[Transform, ...]] = []
     for each in listed:
@@ -47,7 +52,8 @@ def esp_proposals(listed: Iterable[TunnelProposal]) -> tuple[Proposal, ...]:
     return _numbered(Protocol.ESP, result)
 
 
-def ah_proposals(listed: Iterable[TunnelProposal]) -> tuple[Proposal, ...]:
+@lru_cache(maxsize=1024)
+def ah_proposals(listed: tuple[TunnelProposal, ...]) -> tuple[Proposal, ...]:
     """Proposals for an AH SA."""
     return _numbered(
         Protocol.AH,

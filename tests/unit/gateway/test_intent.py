@@ -160,7 +160,7 @@ def test_combined_mode_ciphers_are_a_proposal_of_their_own() -> None:
     listed = TunnelProposal(
         encryption=("aes256", "aes256-gcm"), integrity=("sha256",), groups=("x25519",)
     )
-    plain, combined = ike_proposals([listed])
+    plain, combined = ike_proposals((listed,))
     assert [t.id for t in plain.of_type(TransformType.ENCR)] == [Encr.AES_CBC]
     assert plain.of_type(TransformType.INTEG)
     assert [t.id for t in combined.of_type(TransformType.ENCR)] == [Encr.AES_GCM_16]
@@ -173,7 +173,7 @@ def test_esp_proposals_have_esn_and_pfs() -> None:
     listed = TunnelProposal(
         encryption=("aes128-gcm",), groups=("x25519", "none"), esn=(True, False)
     )
-    (proposal,) = esp_proposals([listed])
+    (proposal,) = esp_proposals((listed,))
     assert [t.id for t in proposal.of_type(TransformType.ESN)] == [1, 0]
     assert [t.id for t in proposal.of_type(TransformType.KE)] == [Group.CURVE25519, Group.NONE]
     assert not proposal.of_type(TransformType.PRF)
@@ -182,17 +182,17 @@ def test_esp_proposals_have_esn_and_pfs() -> None:
 @pytest.mark.parametrize("name", ["twofish", "rot13"])
 def test_unknown_algorithms_say_so(name: str) -> None:
     with pytest.raises(UnknownAlgorithm, match=name):
-        esp_proposals([TunnelProposal(encryption=(name,))])
+        esp_proposals((TunnelProposal(encryption=(name,)),))
 
 
 def test_every_name_of_the_contract_has_a_transform() -> None:
     for cipher in algorithms.names.EncryptionAlgorithm:
         if cipher != "twofish":  # no number in IKEv2
-            esp_proposals([TunnelProposal(encryption=(cipher,))])
+            esp_proposals((TunnelProposal(encryption=(cipher,)),))
     for mac in algorithms.names.HashAlgorithm:
-        ike_proposals([TunnelProposal(encryption=("aes128",), integrity=(mac,))])
+        ike_proposals((TunnelProposal(encryption=("aes128",), integrity=(mac,)),))
     for group in algorithms.names.DhGroup:
-        ike_proposals([TunnelProposal(encryption=("aes128",), groups=(group,))])
+        ike_proposals((TunnelProposal(encryption=("aes128",), groups=(group,)),))
 
 
 # Identities
