@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 #: The selectors, local and remote, of a packet that wants a child.
 Packet = tuple[TrafficSelector | None, TrafficSelector | None]
 
-#: Seconds after which we send on a new child beside another one, if nothing decides it before.
-_SWITCH: Final = 3.0
+#: Seconds after which we send on a new child beside another one, if nothing decides it before:
+#: longer than requests are repeated.
+_SWITCH: Final = 45.0
 
 #: Seconds for which the inbound SA of a deleted child stays, for packets that are on their way.
 GRACE: Final = 5.0
@@ -118,7 +119,7 @@ def answer_with(sa: IkeSa, agreed: Agreed) -> ChildSa:
     """Install a child that the peer asked for.
 
     If the traffic has another child already, we go on sending on that one until the peer shows that
-    it has the new one: by traffic, by deleting the old one, or by time.
+    it has the new one: by traffic, by its next message, by deleting the old one, or by time.
     """
     others = sa.peer.live_children(sa, agreed.config.name)
     child = install(sa, agreed, outbound=not others)
@@ -135,6 +136,13 @@ def activate(sa: IkeSa, child: ChildSa) -> None:
         sa.host.emit(AddSa(child.waiting))
         child.waiting = None
         child.outbound = True
+
+
+def confirm(sa: IkeSa) -> None:
+    """The peer has all children of this IKE SA: it has seen our last answer."""
+    for child in sa.children:
+        if child.switch_at != NEVER:
+            activate(sa, child)
 
 
 def announce(sa: IkeSa, child: ChildSa) -> None:

@@ -39,6 +39,15 @@ class Liveness(Informational):
         return []
 
 
+class Confirm(Liveness):
+    """Asked by the responder after IKE_AUTH: who answers has seen the last message of it."""
+
+    __slots__ = ()
+
+    def finish(self, sa: IkeSa, payloads: Sequence[Payload]) -> None:
+        children.confirm(sa)
+
+
 class Discard(Informational):
     """Stands in for a request whose answer means nothing any more, because the SA is to end."""
 
@@ -127,5 +136,14 @@ def expire(sa: IkeSa, child: ChildSa) -> None:
     """The hard limit of a child, or the end of our patience with a REKEYED one."""
     successor = child.successor
     if child.state is ChildState.REKEYED and successor is not None and successor.live:
-        children.take_over(sa, child, successor)
+        lifetime = child.config.lifetime.seconds
+        if lifetime and child.created_at + lifetime <= sa.host.now:
+            # The peer may not have the successor, but the old one must not be used any longer.
+            child.successor = None
+            children.report_down(sa, child, Reason.EXPIRED, "hard lifetime before the rekey ended")
+            child.successor = successor
+            children.activate(sa, successor)
+            children.announce(sa, successor)
+        else:
+            children.take_over(sa, child, successor)
     delete_child(sa, child, Reason.EXPIRED, "hard lifetime of the CHILD_SA")

@@ -144,6 +144,13 @@ class IkeSa(Timed):
         """Authenticated, and the one that carries the children."""
         return self.state in (State.ESTABLISHED, State.REKEYING) and not self.pending
 
+    @property
+    def confirmed(self) -> bool:
+        """Whether the peer has shown that it has this IKE SA as well: the initiator has when we
+        answered, the responder's answer may still be lost."""
+        window = self.window
+        return self.initiator or window.expected > 2 or window.next_request > 0
+
     def become(self, state: State) -> None:
         """Change the state; the table above says what may follow what."""
         assert state in TRANSITIONS[self.state], f"{self.state} -> {state}"
@@ -374,7 +381,8 @@ class IkeSa(Timed):
         key, self.half_open = self.half_open, None
         if key is not None:
             self.host.half_open.remove(key[1])
-            del self.host.initial[key]
+            if self.host.initial.get(key) is self:
+                del self.host.initial[key]
 
     # -- what the children need (sa.child_sa.Owner) --------------------------------------------
 

@@ -68,8 +68,8 @@ def respond(host: Host, header: Header, datagram: Datagram) -> None:
             counters["repeated_requests"] += 1
             send(known, known.window.response, datagram.local, remote)
             return
-        # Another request of the same initiator: it gave up the one before.
-        known.forget()
+        # Another request of the same initiator, or an old copy: the initiator will know which one
+        # of our answers it takes.
     why = host.half_open.refuses(remote.address)
     if why is not None:
         counters[f"dropped_{why}"] += 1

@@ -230,8 +230,7 @@ class Peer(Timed):
         next_at = NEVER
         for config in self.allowed(sa):
             name = config.name
-            asked = name in self.wanted
-            if not asked and config.start is not Start.NOW and name not in inherited:
+            if config.start is not Start.NOW and name not in self.wanted and name not in inherited:
                 continue
             packet = self.wanted.get(name, _NO_PACKET)
             if children.has_equal(sa, config, packet):
@@ -240,7 +239,7 @@ class Peer(Timed):
             if any(e.config.name == name for e in sa.requests(CreateChild)):
                 continue
             backoff = self.child_backoff.get(name)
-            at = max(0.0 if asked else polite, 0.0 if backoff is None else backoff.at)
+            at = max(polite, 0.0 if backoff is None else backoff.at)
             if at <= host.now:
                 sa.enqueue(CreateChild(config, packet))
             else:

@@ -51,8 +51,8 @@ def protect(
 
 
 def _iv(sa: IkeSa, octets: int) -> bytes:
-    """A counter where an IV must only never repeat under its key, random octets where it must not be
-    predictable either (RFC 5282 3, RFC 5930 3; RFC 3602 3)."""
+    """A counter where an IV must never repeat under its key (RFC 5282 3, RFC 5930 3), random octets
+    where it must not be predictable either (RFC 3602 3)."""
     suite, _ = sa.crypto
     if suite.encr.id not in _COUNTED:
         return sa.host.rng(octets)

@@ -12,7 +12,7 @@ from ipsec_ike.errors import IkeError, IntegrityFailure, InvalidSyntax
 from ipsec_ike.events import Reason
 from ipsec_ike.inputs import Datagram
 from ipsec_ike.numbers import ExchangeType, NotifyType, PayloadType
-from ipsec_ike.v2 import auth, children, create, informational, protected
+from ipsec_ike.v2 import auth, children, create, informational, protected, unique
 from ipsec_ike.v2.deletes import Discard
 from ipsec_ike.v2.exchange import error_in
 from ipsec_ike.v2.negotiate import as_notify
@@ -81,6 +81,7 @@ def _request(sa: IkeSa, header: Header, datagram: Datagram) -> None:
         if payloads is None:
             return
         _heard(sa, datagram, authenticating=authenticating)
+        children.confirm(sa)
         answer = handler(sa, payloads)
     except IkeError as exc:
         host.counters[f"refused_{exc.notify.name.lower()}"] += 1
@@ -90,6 +91,8 @@ def _request(sa: IkeSa, header: Header, datagram: Datagram) -> None:
     datagrams = protected.protect(sa, header.exchange, header.message_id, answer, response=True)
     window.respond(datagrams)
     protected.send(sa, datagrams, datagram.local, datagram.remote)
+    if sa.peer.doomed:
+        unique.settle(sa.peer)
     if fatal is not None:
         # RFC 7296 2.21.3: what the peer says cannot be trusted to mean anything.
         sa.close(Reason.INVALID_MESSAGE, str(fatal), notify=False, linger=True)
@@ -159,3 +162,5 @@ def _response(sa: IkeSa, header: Header, datagram: Datagram) -> None:
             window.answered()
         sa.close(Reason.INVALID_MESSAGE, f"unusable answer: {exc}", notify=True)
     sa.pump()
+    if sa.peer.doomed:
+        unique.settle(sa.peer)

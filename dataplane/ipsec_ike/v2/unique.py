@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 from ipsec_ike.events import Reason
 from ipsec_ike.sa.child_sa import LIVE
 from ipsec_ike.sa.timers import NEVER
+from ipsec_ike.v2.deletes import Confirm
 from ipsec_ike.v2.states import State
 
 if TYPE_CHECKING:
@@ -51,6 +52,11 @@ def established(sa: IkeSa) -> None:
             continue
         loser = other if _spis(sa) < _spis(other) else sa
         doom(loser, ours=loser.initiator)
+    if peer.doomed:
+        for survivor in (*_others(sa), sa):
+            if survivor.doomed_at == NEVER and not survivor.confirmed:
+                # The answer will show that the peer has this one, too, so that others may go.
+                survivor.enqueue(Confirm())
     if not sa.initiator:
         _abandon_attempts(sa)
 
@@ -103,9 +109,9 @@ def settle(peer: Peer) -> None:
         heirs = {
             child.config.name
             for sa in peer.known(old.remote_id)
-            if sa is not old and sa.up and sa.doomed_at == NEVER
+            if sa is not old and sa.up and sa.doomed_at == NEVER and sa.confirmed
             for child in sa.children
-            if child.state in LIVE
+            if child.state in LIVE and child.outbound
         }
         if all(child.config.name in heirs for child in old.children if child.state in LIVE):
             old.close(Reason.REPLACED, "a newer IKE SA of the same peer took over", notify=True)
