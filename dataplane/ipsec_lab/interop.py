@@ -11,7 +11,7 @@ from ipsec_lab import manifests
 from ipsec_lab.gateway import GatewayProcess
 from ipsec_lab.guard import Guard
 from ipsec_lab.manifests import Document
-from ipsec_lab.netns import LabError, Namespace
+from ipsec_lab.netns import LabError
 from ipsec_lab.stranger import open_half
 from ipsec_lab.strongswan import Charon, CharonSettings, Child, Connection
 from ipsec_lab.topology import Topology
@@ -223,17 +223,15 @@ class InteropRig:
         """Ping from both ends, and TCP, in the LANs of these indices. Raises LabError."""
         top = self.topology
         for index in lan:
-            ends: tuple[tuple[Namespace, str], ...] = (
-                (top.lan_a, top.b.host(index)),
-                (top.lan_b, top.a.host(index)),
-            )
-            for source, address in ends:
-                ping_until(source, address)
-                if lost := ping(source, address, count=5, interval=0.01).lost:
-                    raise LabError(f"pings {lost} of 5 from {source.label} to {address} are lost")
-            transfer = tcp_transfer(top.lan_a, top.lan_b, top.b.host(index), octets=1 << 20)
+            a, b = top.a.host(index), top.b.host(index)
+            for namespace, source, address in ((top.lan_a, a, b), (top.lan_b, b, a)):
+                ping_until(namespace, address, source=source)
+                lost = ping(namespace, address, count=5, interval=0.01, source=source).lost
+                if lost:
+                    raise LabError(f"pings {lost} of 5 from {source} to {address} are lost")
+            transfer = tcp_transfer(top.lan_a, top.lan_b, b, octets=1 << 20, source_address=a)
             if not transfer.intact:
-                raise LabError(f"TCP to {top.b.host(index)} arrived damaged")
+                raise LabError(f"TCP to {b} arrived damaged")
 
     def half_open_at_charon(self, count: int) -> None:
         """IKE_SA_INIT requests from our site that never go on: charon waits for each of them."""

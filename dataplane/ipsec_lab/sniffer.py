@@ -6,6 +6,7 @@ traffic of the lab carries, so that "encrypted" is seen and not only concluded f
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 import struct
 import threading
@@ -101,6 +102,19 @@ def _transport(protocol: int, data: memoryview) -> tuple[str, memoryview]:
     return "other", _NOTHING
 
 
+def describe(frame: memoryview) -> str:
+    """Addresses, protocol and the first octets of its header, for people."""
+    kind = int.from_bytes(frame[12:14], "big")
+    if kind == _IPV4 and len(frame) >= 34:
+        ends, protocol, rest = (frame[26:30], frame[30:34]), frame[23], frame[34:54]
+    elif kind == _IPV6 and len(frame) >= 54:
+        ends, protocol, rest = (frame[22:38], frame[38:54]), frame[20], frame[54:74]
+    else:
+        return f"ethertype {kind:#06x}"
+    source, destination = (ipaddress.ip_address(bytes(end)) for end in ends)
+    return f"{source} > {destination} protocol {protocol}: {rest.hex()}"
+
+
 @dataclass(frozen=True)
 class Sighting:
     """What a sniffer saw: frames by class, frames with the marker, and frames that the kernel had
@@ -110,6 +124,8 @@ class Sighting:
     marked: int
     skipped: int
     first_marked: str = ""
+    #: The first frames that the guard ought to have dropped, readable.
+    clear: tuple[str, ...] = ()
 
     @property
     def encrypted(self) -> int:
@@ -129,6 +145,7 @@ class Sniffer:
         self._marked = 0
         self._skipped = 0
         self._first = ""
+        self._clear: list[str] = []
         self._requested: dict[bytes, float] = {}
         self._handshakes: list[float] = []
         self._ending = threading.Event()
@@ -158,7 +175,9 @@ class Sniffer:
         """What was seen so far, or until the end."""
         if not self._ending.is_set():
             self._count_skipped()
-        return Sighting(dict(self._frames), self._marked, self._skipped, self._first)
+        return Sighting(
+            dict(self._frames), self._marked, self._skipped, self._first, tuple(self._clear)
+        )
 
     @property
     def handshakes(self) -> tuple[float, ...]:
@@ -193,6 +212,8 @@ class Sniffer:
             kind, message = dissect(view[:size])
             self._frames[kind] += 1
             self._follow_handshake(message)
+            if kind in ("other", "icmp") and len(self._clear) < 8:
+                self._clear.append(f"{address[0]}: {describe(view[:size])}")
             if buffer.find(self._marker, 0, size) >= 0:
                 self._marked += 1
                 self._first = self._first or f"{kind} frame of {size} octets on {address[0]}"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 import signal
 import socket
+import struct
 import subprocess
 import tempfile
 import threading
@@ -17,6 +19,8 @@ from typing import Final, Self
 from ipsec_lab.netns import LabError, Namespace, end_process
 from ipsec_lab.sniffer import MARKER
 
+_DONE: Final = b"done"
+_RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 _REPLY: Final = re.compile(rb"icmp_seq=(\d+) .*time=([\d.]+) ms")
 
 
@@ -49,23 +53,28 @@ def ping(
     size: int = 56,
     wait: float = 1.0,
     fragment: bool = True,
+    source: str | None = None,
 ) -> PingResult:
     """``count`` echo requests of ``size`` octets; ``wait`` seconds for the last answers.
 
-    ``fragment`` False sets DF (``ping -M do``).
+    ``fragment`` False sets DF (``ping -M do``); ``source`` is an address of ``namespace``.
     """
     argv = [*_ping_argv(interval, size), "-c", str(count), "-W", f"{wait:g}", address]
     if not fragment:
         argv[1:1] = ["-M", "do"]
+    if source is not None:
+        argv[1:1] = ["-I", source]
     out = namespace.run(*argv, check=False, timeout=count * interval + wait + 30)
     return _parse(out.encode(), count)
 
 
-def ping_until(namespace: Namespace, address: str, *, timeout: float = 10.0) -> float:
+def ping_until(
+    namespace: Namespace, address: str, *, timeout: float = 10.0, source: str | None = None
+) -> float:
     """Ping until an answer comes; seconds it took. Raises LabError after ``timeout`` seconds."""
     start = time.monotonic()
     while time.monotonic() - start < timeout:
-        if ping(namespace, address, count=1, wait=0.3).received:
+        if ping(namespace, address, count=1, wait=0.3, source=source).received:
             return time.monotonic() - start
     raise LabError(f"no answer from {address} to {namespace.label} within {timeout:g} s")
 
@@ -133,8 +142,12 @@ def tcp_transfer(
     octets: int = 16 << 20,
     port: int = 5001,
     timeout: float = 60.0,
+    source_address: str | None = None,
 ) -> Transfer:
     """Send ``octets`` from ``source`` to ``address`` in ``destination`` and compare SHA-256.
+
+    Afterwards neither end knows of the connection, so that nothing is repeated later, when there
+    may be no tunnel any more.
 
     Raises LabError if the connection fails or stands still for ``timeout`` seconds.
     """
@@ -151,10 +164,12 @@ def tcp_transfer(
             server, _ = listener.accept()
             with server:
                 server.settimeout(timeout)
-                while data := server.recv(1 << 20):
+                while arrived < octets and (data := server.recv(1 << 20)):
                     received.update(data)
                     arrived += len(data)
-                server.sendall(b"done")
+                server.sendall(_DONE)
+                with contextlib.suppress(ConnectionResetError):
+                    server.recv(1)
         except OSError as exc:
             failed.append(exc)
 
@@ -170,6 +185,8 @@ def tcp_transfer(
         start = time.monotonic()
         try:
             client.settimeout(timeout)
+            if source_address is not None:
+                client.bind((source_address, 0))
             client.connect((address, port))
             left = octets
             while left:
@@ -177,8 +194,10 @@ def tcp_transfer(
                 client.sendall(piece)
                 sent.update(piece)
                 left -= len(piece)
-            client.shutdown(socket.SHUT_WR)
-            client.recv(4)
+            client.recv(len(_DONE), socket.MSG_WAITALL)
+            seconds = time.monotonic() - start
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+            client.close()
         except OSError as exc:
             raise LabError(
                 f"TCP from {source.label} to {address}:{port}: {exc} "
@@ -187,7 +206,6 @@ def tcp_transfer(
         finally:
             listener.close()
             thread.join(timeout)
-    seconds = time.monotonic() - start
     if failed:
         raise LabError(f"TCP receiver on {address}:{port}: {failed[0]}")
     return Transfer(octets, seconds, arrived == octets and sent.digest() == received.digest())
