@@ -1,6 +1,7 @@
 """Two engines back to back, without a network: what one sends the other receives, in order.
 
-`left` is 192.0.2.1, `right` is 192.0.2.2. `Pair.run` moves messages until both are quiet; `Pair.pass_time`
+`left` is 192.0.2.1, `right` is 192.0.2.2. `Pair.run` moves messages until both are quiet;
+`Pair.pass_time`
 lets the clock run and fires timers. A tap can drop or keep messages.
 """
 
