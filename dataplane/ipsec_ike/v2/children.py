@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -138,9 +139,9 @@ def activate(sa: IkeSa, child: ChildSa) -> None:
         child.outbound = True
 
 
-def confirm(sa: IkeSa) -> None:
-    """The peer has all children of this IKE SA: it has seen our last answer."""
-    for child in sa.children:
+def confirm(sa: IkeSa, waiting: Sequence[ChildSa]) -> None:
+    """The peer has these children."""
+    for child in waiting:
         if child.switch_at != NEVER:
             activate(sa, child)
 

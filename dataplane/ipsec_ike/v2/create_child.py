@@ -104,7 +104,8 @@ class CreateChild(Exchange):
         rival = self.rival
         nonces = offer.nonce, need(payloads, NoncePayload).data
         if rival is not None and rival.beats(nonces):
-            sa.enqueue(deletes.DeleteUnused(agreed.suite.protocol, agreed.spi_in))
+            unused = deletes.DeleteUnused(agreed.suite.protocol, agreed.spi_in)
+            sa.enqueue(unused, first=True)
             return
         child = children.install(sa, agreed, outbound=True)
         if rival is not None and rival.alive:

@@ -45,7 +45,7 @@ class Confirm(Liveness):
     __slots__ = ()
 
     def finish(self, sa: IkeSa, payloads: Sequence[Payload]) -> None:
-        children.confirm(sa)
+        children.confirm(sa, sa.children)
 
 
 class Discard(Informational):

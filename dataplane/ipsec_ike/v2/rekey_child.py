@@ -88,7 +88,8 @@ class RekeyChild(Exchange):
             return
         rival = self.rival
         if rival is not None and rival.beats((offer.nonce, need(payloads, NoncePayload).data)):
-            sa.enqueue(deletes.DeleteUnused(agreed.suite.protocol, agreed.spi_in))
+            unused = deletes.DeleteUnused(agreed.suite.protocol, agreed.spi_in)
+            sa.enqueue(unused, first=True)
             self._yield_to(sa, rival.child)
             return
         new = children.install(sa, agreed, outbound=True)

@@ -19,8 +19,8 @@ def snapshot(host: Host) -> list[IkeSaInfo]:
 
 
 def _over(sa: IkeSa) -> bool:
-    """The peer has deleted it."""
-    return sa.state is State.DELETING and not sa.window.busy
+    """The peer has deleted it, and nothing of it is in the data plane."""
+    return sa.state is State.DELETING and not sa.window.busy and not sa.children
 
 
 def _ike(sa: IkeSa) -> IkeSaInfo:
