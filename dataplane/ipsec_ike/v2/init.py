@@ -219,8 +219,12 @@ def finish(sa: IkeSa, header: Header, datagram: Datagram) -> None:
 
 
 def _return_cookie(sa: IkeSa, handshake: Handshake, cookie: NotifyPayload) -> None:
-    """RFC 7296 2.6: the same request again, with the cookie first."""
-    again = cookie.data == handshake.cookie
+    """RFC 7296 2.6: the same request again, with the cookie first.
+
+    Another cookie is believed only if there was no answer to the first one for a while: anybody on
+    the way can make one up, and following it changes what AUTH will sign (RFC 7296 2.6.1).
+    """
+    again = handshake.cookie and (cookie.data == handshake.cookie or not sa.window.tries)
     if again or not 1 <= len(cookie.data) <= 64 or handshake.cookies >= _MOST_COOKIES:
         sa.host.counters["dropped_cookie"] += 1
         return
