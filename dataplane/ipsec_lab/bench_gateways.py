@@ -33,6 +33,17 @@ class GatewayPair:
 def gateways(topology: Topology, folder: Path) -> Iterator[GatewayPair]:
     """Both with the tunnel up. Raises LabError where it does not come up."""
     started: dict[str, GatewayProcess] = {}
+    try:
+        _start(topology, folder, started)
+        for gateway in started.values():
+            gateway.wait_condition("bench", timeout=20)
+        yield GatewayPair(started)
+    finally:
+        for gateway in started.values():
+            gateway.kill()
+
+
+def _start(topology: Topology, folder: Path, started: dict[str, GatewayProcess]) -> None:
     for name, other in (("b", "a"), ("a", "b")):
         own, far = topology.site(name), topology.site(other)
         directory = folder / name
@@ -55,8 +66,5 @@ def gateways(topology: Topology, folder: Path) -> Iterator[GatewayPair]:
                 profile={**_PROFILE, "forceEncapsulation": True},
             ),
         )
-        gateway.start()
         started[name] = gateway
-    for gateway in started.values():
-        gateway.wait_condition("bench", timeout=20)
-    yield GatewayPair(started)
+        gateway.start()
