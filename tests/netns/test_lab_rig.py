@@ -104,10 +104,16 @@ def test_a_cut_path_is_silent_and_heals(topology, guard):
 
 
 def test_loss_is_a_share(topology, guard):
-    guard.lose(50)
-    with topology.gw_a.socket(kind=socket.SOCK_DGRAM) as udp:
+    far = topology.b.wan_address()
+    with (
+        # Someone listens: a closed port would answer with ICMP errors, which are lost and counted too.
+        topology.gw_b.socket(kind=socket.SOCK_DGRAM) as listener,
+        topology.gw_a.socket(kind=socket.SOCK_DGRAM) as udp,
+    ):
+        listener.bind((far, 500))
+        guard.lose(50)
         for _ in range(400):
-            udp.sendto(bytes(28), (topology.b.wan_address(), 500))
+            udp.sendto(bytes(28), (far, 500))
     seen = guard.counters()
     assert seen.ike + seen.weather == 400
     assert 100 < seen.weather < 300
