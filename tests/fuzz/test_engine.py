@@ -16,7 +16,7 @@ from ipsec_ike.engine import Engine
 from ipsec_ike.errors import IntegrityFailure
 from ipsec_ike.inputs import Datagram, Endpoint
 from ipsec_ike.numbers import ExchangeType, NotifyType, PayloadType
-from ipsec_ike.wire.header import HEADER_LENGTH, Header
+from ipsec_ike.wire.header import Header
 from ipsec_ike.wire.message import encode_payloads
 from ipsec_ike.wire.payloads import (
     CpPayload,
@@ -25,6 +25,7 @@ from ipsec_ike.wire.payloads import (
     Payload,
     UnknownPayload,
 )
+from ipsec_lab.mutation import mutate, with_length
 from ipsec_lab.simnet_pair import Pair
 from ipsec_lab.simnet_profile import LEFT, RIGHT, calm
 from ipsec_lab.simnet_script import Script, answer_child
@@ -33,34 +34,6 @@ INIT = ExchangeType.IKE_SA_INIT
 AUTH = ExchangeType.IKE_AUTH
 CREATE = ExchangeType.CREATE_CHILD_SA
 INFO = ExchangeType.INFORMATIONAL
-
-
-def mutate(data: bytes, rng: random.Random) -> bytes:
-    """A few of: bits flipped, octets set to edge values, parts cut, doubled or moved."""
-    result = bytearray(data)
-    for _ in range(rng.randint(1, 3)):
-        at = rng.randrange(len(result)) if result else 0
-        match rng.randrange(6):
-            case 0 if result:
-                result[at] ^= 1 << rng.randrange(8)
-            case 1 if result:
-                result[at] = rng.choice((0, 1, 4, 7, 8, 0x7F, 0x80, 0xFE, 0xFF))
-            case 2:
-                del result[at : at + rng.randint(1, 8)]
-            case 3:
-                result[at:at] = result[at : at + rng.randint(1, 40)]
-            case 4:
-                result[at:at] = rng.randbytes(rng.randint(1, 8))
-            case _:
-                del result[at:]
-    return bytes(result)
-
-
-def with_length(data: bytes) -> bytes:
-    """Repair the length in the header, so that what is behind it is looked at."""
-    if len(data) < HEADER_LENGTH:
-        return data
-    return data[:24] + len(data).to_bytes(4) + data[28:]
 
 
 def assert_bounded(engine: Engine) -> None:

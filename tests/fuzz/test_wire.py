@@ -47,6 +47,7 @@ from ipsec_ike.wire.payloads import (
     VendorPayload,
 )
 from ipsec_ike.wire.rules import check
+from ipsec_lab.mutation import mutate, with_length
 
 LIMIT = 64
 SPI_I, SPI_R = b"i" * 8, b"r" * 8
@@ -92,34 +93,6 @@ def attempt(data: bytes) -> bool:
         assert error.notify.is_error  # noqa: PT017  which IkeError it is does not matter
         return False
     return True
-
-
-def mutate(data: bytes, rng: random.Random) -> bytes:
-    """A few of: bits flipped, octets set to edge values, parts cut, doubled or moved."""
-    result = bytearray(data)
-    for _ in range(rng.randint(1, 4)):
-        at = rng.randrange(len(result)) if result else 0
-        match rng.randrange(6):
-            case 0 if result:
-                result[at] ^= 1 << rng.randrange(8)
-            case 1 if result:
-                result[at] = rng.choice((0, 1, 4, 7, 8, 0x7F, 0x80, 0xFE, 0xFF))
-            case 2:
-                del result[at : at + rng.randint(1, 8)]
-            case 3:
-                result[at:at] = result[at : at + rng.randint(1, 40)]
-            case 4:
-                result[at:at] = rng.randbytes(rng.randint(1, 8))
-            case _:
-                del result[at:]
-    return bytes(result)
-
-
-def with_length(data: bytes) -> bytes:
-    """Repair the length in the header, so that what is behind it is looked at."""
-    if len(data) < HEADER_LENGTH:
-        return data
-    return data[:24] + len(data).to_bytes(4) + data[28:]
 
 
 @settings(max_examples=300, deadline=None)
