@@ -106,7 +106,7 @@ def test_a_cut_path_is_silent_and_heals(topology, guard):
 def test_loss_is_a_share(topology, guard):
     far = topology.b.wan_address()
     with (
-        # Someone listens: a closed port would answer with ICMP errors, which are lost and counted too.
+        # Someone listens: a closed port answers with ICMP errors, which are lost and counted too.
         topology.gw_b.socket(kind=socket.SOCK_DGRAM) as listener,
         topology.gw_a.socket(kind=socket.SOCK_DGRAM) as udp,
     ):
