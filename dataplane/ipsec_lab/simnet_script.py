@@ -7,6 +7,8 @@ answers = talk.ask(talk.peer.protected(...))
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from ipsec_ike.identity import Identity
 from ipsec_ike.inputs import Datagram, Endpoint
 from ipsec_ike.numbers import ExchangeType, NotifyType, PayloadType
@@ -22,13 +24,22 @@ from ipsec_lab.simnet_world import Node
 
 class Script:
     """``engine`` is the node under test, ``peer`` the script; the next message ID of the peer's
-    requests is ``message_id``."""
+    requests is ``message_id``. ``changes`` are fields of the engine's PeerConfig, ``identity``
+    fields of the one IdentityConfig in it."""
 
     def __init__(
-        self, *, initiator: bool, profile: Profile | None = None, label: str = "script"
+        self,
+        *,
+        initiator: bool,
+        profile: Profile | None = None,
+        label: str = "script",
+        identity: Mapping[str, object] | None = None,
+        **changes: object,
     ) -> None:
         self.pair = Pair(profile or calm())
         self.name = RIGHT if initiator else LEFT
+        self.pair.change(self.name, **changes)
+        self.pair.change_identity(self.name, **(identity or {}))
         self.engine: Node = self.pair.nodes[self.name]
         mine, other = (LEFT, RIGHT) if initiator else (RIGHT, LEFT)
         psk = self.engine.config.identities[0].psk

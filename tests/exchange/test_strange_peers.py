@@ -282,6 +282,18 @@ class TestAnybodyCouldHaveSentIt:
         (answer,) = talk.ask(talk.peer.protected(INFO, 2, []))
         assert talk.ask(answer) == []
 
+    def test_our_own_proof_comes_back(self) -> None:
+        """A responder without the secret sends our IKE_AUTH back as a request of its own. It would
+        verify, and where any identity is accepted that would be all it takes."""
+        talk = Script(initiator=False, identity={"remote_id": None})
+        (request,) = talk.heard()
+        talk.peer.take_init(request)
+        (request,) = talk.ask(talk.peer.init())
+        assert talk.ask(talk.peer.protected(AUTH, 0, talk.peer.read(request))) == []
+        assert talk.ask(talk.peer.protected(INFO, 0, [])) == []
+        assert talk.pair.of(LEFT, IkeSaUp) == []
+        assert talk.pair.states(LEFT) == ["connecting"]
+
     def test_wrong_role(self) -> None:
         """The I flag belongs to the original initiator alone."""
         talk = established()

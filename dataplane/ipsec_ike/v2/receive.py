@@ -72,7 +72,15 @@ def _request(sa: IkeSa, header: Header, datagram: Datagram) -> None:
         return
     handler = _HANDLERS.get(header.exchange)
     authenticating = header.exchange == ExchangeType.IKE_AUTH
-    if handler is None or authenticating is not (sa.state is State.CONNECTING) or _ended(sa):
+    connecting = sa.state is State.CONNECTING
+    # Only the original initiator sends IKE_AUTH requests. From a responder one could be our own
+    # AUTH come back: it would prove to us that somebody has our secret, who has not.
+    if (
+        handler is None
+        or authenticating is not connecting
+        or (connecting and sa.initiator)
+        or _ended(sa)
+    ):
         host.counters["dropped_unexpected_exchange"] += 1
         return
     fatal: InvalidSyntax | None = None
