@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
-from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
 from ipsec_gateway.ipsec.base import (
@@ -81,12 +80,7 @@ class EspGateway:
         self._listener = asyncio.run_coroutine_threadsafe(self._listen(), self._loop)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.do(self.backend.close(remove=True))
         self._listener.result(_TIMEOUT)
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -167,16 +161,11 @@ class EspPair:
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *why: object) -> None:
         try:
-            self.a.__exit__(kind, value, trace)
+            self.a.__exit__(*why)
         finally:
-            self.b.__exit__(kind, value, trace)
+            self.b.__exit__(*why)
 
     def gateway(self, name: str) -> EspGateway:
         """Site ``a`` or ``b``."""

@@ -21,7 +21,6 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv6Interface
-from types import TracebackType
 from typing import IO, Final, Self
 
 from ipsec_lab.netns import Namespace, end_process, sweep
@@ -104,12 +103,7 @@ class Topology:
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:

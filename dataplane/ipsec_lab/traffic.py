@@ -13,7 +13,6 @@ import tempfile
 import threading
 import time
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Final, Self
 
 from ipsec_lab.netns import LabError, Namespace, end_process
@@ -92,12 +91,7 @@ class ConstantPing:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         end_process(self._process)
         self._output.close()
 

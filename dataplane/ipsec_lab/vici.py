@@ -9,7 +9,6 @@ from __future__ import annotations
 import socket
 import struct
 from pathlib import Path
-from types import TracebackType
 from typing import Final, Self
 
 from ipsec_lab.netns import LabError
@@ -110,12 +109,7 @@ class Vici:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
