@@ -41,6 +41,10 @@ class KeyExchange(ABC):
         """g^ir as SKEYSEED wants it: fixed length, big-endian for MODP and curves (x only), the raw
         output for x25519 and x448. Raises InvalidSyntax for a malformed or degenerate value."""
 
+    @abstractmethod
+    def seed(self) -> bytes:
+        """The octets that ``generate`` has to get from its ``rng`` to make the same again."""
+
     def __repr__(self) -> str:
         return f"<key exchange {Group(self.group).name}>"
 
@@ -56,6 +60,9 @@ class _X25519(KeyExchange):
         self._private: Final = X25519PrivateKey.from_private_bytes(rng(32))
         super().__init__(group, self._private.public_key().public_bytes_raw())
 
+    def seed(self) -> bytes:
+        return self._private.private_bytes_raw()
+
     def shared(self, peer_public: bytes) -> bytes:
         try:
             return self._private.exchange(X25519PublicKey.from_public_bytes(peer_public))
@@ -69,6 +76,9 @@ class _X448(KeyExchange):
     def __init__(self, group: int, rng: Rng) -> None:
         self._private: Final = X448PrivateKey.from_private_bytes(rng(56))
         super().__init__(group, self._private.public_key().public_bytes_raw())
+
+    def seed(self) -> bytes:
+        return self._private.private_bytes_raw()
 
     def shared(self, peer_public: bytes) -> bytes:
         try:
@@ -127,6 +137,10 @@ class _Ecp(KeyExchange):
         )
         super().__init__(group, point[1:])
 
+    def seed(self) -> bytes:
+        size = _CURVES[self.group][1]
+        return (self._private.private_numbers().private_value - 1).to_bytes(size + 8)
+
     def shared(self, peer_public: bytes) -> bytes:
         curve, size, _ = _CURVES[self.group]
         if len(peer_public) != 2 * size:
@@ -150,6 +164,9 @@ class _Modp(KeyExchange):
         self._power: Final[Power] = power_for(group)
         public = self._power(group, 2, self._exponent)
         super().__init__(group, public.to_bytes(public_length(group), "big"))
+
+    def seed(self) -> bytes:
+        return self._exponent.to_bytes(EXPONENT_OCTETS[self.group])
 
     def shared(self, peer_public: bytes) -> bytes:
         size = public_length(self.group)

@@ -46,9 +46,19 @@ class IkeSuite:
 class ChildSuite:
     """The algorithms of a CHILD_SA. For AH ``encr`` is NULL without a key."""
 
-    __slots__ = ("encr", "encr_octets", "esn", "integ", "integ_octets", "name", "protocol")
+    __slots__ = (
+        "encr",
+        "encr_octets",
+        "esn",
+        "integ",
+        "integ_octets",
+        "name",
+        "protocol",
+        "transforms",
+    )
 
     def __init__(self, protocol: int, transforms: tuple[Transform, ...]) -> None:
+        self.transforms: Final = transforms
         one = {t.type: t for t in transforms}
         self.protocol: Final = protocol
         self.encr: Final = one.get(TransformType.ENCR, _NULL)

@@ -24,6 +24,10 @@ class IkeKeys:
         self._suite = suite
         self._keys = keys
 
+    def reveal(self) -> bytes:
+        """All of them, as the constructor takes them."""
+        return self._keys
+
     @property
     def sk_d(self) -> bytes:
         """What new keys are derived from."""
