@@ -179,16 +179,19 @@ def take_over(sa: IkeSa, old: ChildSa, new: ChildSa) -> None:
             suite=new.suite.name,
         )
     )
+    sa.peer.child_up(sa, new)
 
 
 def stop_sending(sa: IkeSa, child: ChildSa) -> None:
-    """Take out the outbound SA, if it is in."""
+    """Take out the outbound SA, if it is in. If it was the last one, others wait no longer."""
     child.waiting = None
     child.switch_at = NEVER
     if child.outbound:
-        for heir in sa.peer.live_children(sa, child.config.name):
-            if heir.switch_at != NEVER:
-                heir.owner.child_switch(heir)
+        heirs = [c for c in sa.peer.live_children(sa, child.config.name) if c is not child]
+        if not any(heir.outbound for heir in heirs):
+            for heir in heirs:
+                if heir.switch_at != NEVER:
+                    heir.owner.child_switch(heir)
         child.outbound = False
         sa.host.emit(DeleteSa(child.outbound_id(sa.remote)))
 

@@ -23,9 +23,7 @@ if TYPE_CHECKING:
 
 def respond(sa: IkeSa, payloads: Sequence[Payload]) -> list[Payload]:
     """Answer the request. Raises an IkeError to refuse with."""
-    if sa.pending and sa.predecessor is not None:
-        # Who uses it knows that it won.
-        successor.adopt(sa.predecessor, sa)
+    successor.used(sa)
     rekey = notification(payloads, NotifyType.REKEY_SA)
     proposals = need(payloads, SaPayload).proposals
     of_ike = rekey is None and any(p.protocol == Protocol.IKE for p in proposals)

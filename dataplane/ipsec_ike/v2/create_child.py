@@ -37,12 +37,20 @@ _REASONS: Final = {
 class Rival:
     """The child that the peer created for the same purpose while our request was under way."""
 
-    __slots__ = ("child", "nonce")
+    __slots__ = ("_first", "nonce")
 
     def __init__(self, child: ChildSa, nonces: negotiate.Nonces) -> None:
-        self.child = child
+        self._first = child
         #: The lower of the two nonces of the peer's exchange.
         self.nonce = min(nonces)
+
+    @property
+    def child(self) -> ChildSa:
+        """That child, or what replaced it since."""
+        child = self._first
+        while child.successor is not None:
+            child = child.successor
+        return child
 
     @property
     def alive(self) -> bool:
@@ -110,8 +118,9 @@ class CreateChild(Exchange):
         child = children.install(sa, agreed, outbound=True)
         if rival is not None and rival.alive:
             # The peer may have seen no collision, because our request came late: we delete it.
-            rival.child.successor = child
-            deletes.delete_child(sa, rival.child, Reason.REPLACED, "created twice")
+            loser = rival.child
+            loser.successor = child
+            deletes.delete_child(sa, loser, Reason.REPLACED, "created twice")
         children.announce(sa, child)
         supersede(sa, child)
 

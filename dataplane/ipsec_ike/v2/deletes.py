@@ -40,12 +40,15 @@ class Liveness(Informational):
 
 
 class Confirm(Liveness):
-    """Asked by the responder after IKE_AUTH: who answers has seen the last message of it."""
+    """Asked by the responder after IKE_AUTH: who answers has seen the last message of it.
+
+    That says nothing about children that were created later.
+    """
 
     __slots__ = ()
 
     def finish(self, sa: IkeSa, payloads: Sequence[Payload]) -> None:
-        children.confirm(sa, sa.children)
+        children.confirm(sa, [c for c in sa.children if c.created_at <= sa.established_at])
 
 
 class Discard(Informational):

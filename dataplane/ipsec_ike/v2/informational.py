@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from ipsec_ike.events import Warned
 from ipsec_ike.numbers import NotifyType, Protocol
 from ipsec_ike.sa.child_sa import ChildState
-from ipsec_ike.v2 import children, rekey_child, rekey_ike
+from ipsec_ike.v2 import children, rekey_child, rekey_ike, successor
 from ipsec_ike.v2.create_child import CreateChild
 from ipsec_ike.v2.exchange import notifies
 from ipsec_ike.v2.rekey_child import RekeyChild
@@ -22,15 +22,15 @@ _MOST_UNBORN: Final = 64
 
 def respond(sa: IkeSa, payloads: Sequence[Payload]) -> list[Payload]:
     """Answer the peer's request; an empty one is a question for liveness."""
+    deletes = [payload for payload in payloads if isinstance(payload, DeletePayload)]
+    if any(payload.protocol == Protocol.IKE for payload in deletes):
+        rekey_ike.deleted_by_peer(sa)
+        return []
+    successor.used(sa)
     for notify in notifies(payloads):
         _notified(sa, notify)
     ours: dict[int, list[bytes]] = {}
-    for payload in payloads:
-        if not isinstance(payload, DeletePayload):
-            continue
-        if payload.protocol == Protocol.IKE:
-            rekey_ike.deleted_by_peer(sa)
-            return []
+    for payload in deletes:
         for spi in payload.spis:
             other = _delete(sa, payload.protocol, int.from_bytes(spi))
             if other is not None:

@@ -18,7 +18,7 @@ from ipsec_ike.sa.lifetimes import share
 from ipsec_ike.sa.nat import IKE_PORT, NATT_PORT
 from ipsec_ike.sa.timers import NEVER, Timed
 from ipsec_ike.secret import Secret
-from ipsec_ike.v2 import children, init, unique
+from ipsec_ike.v2 import children, init, revise, unique
 from ipsec_ike.v2.create_child import CreateChild, Packet
 from ipsec_ike.v2.ike_sa import IkeSa
 from ipsec_ike.v2.init import Handshake
@@ -304,9 +304,13 @@ class Peer(Timed):
         self.maintain()
 
     def child_up(self, sa: IkeSa, child: ChildSa) -> None:
-        """A child carries traffic."""
+        """A child carries traffic; perhaps as it was configured when it was asked for."""
         self.child_backoff.pop(child.config.name, None)
-        self.wanted.pop(child.config.name, None)
+        if self.allows(sa, child.config):
+            self.wanted.pop(child.config.name, None)
+        else:
+            revise.child(sa, child)
+            self.maintain()
         unique.settle(self)
 
     def child_later(self, config: ChildConfig, packet: Packet) -> None:

@@ -79,6 +79,17 @@ def unprotect(sa: IkeSa, data: bytes, header: Header) -> list[Payload] | None:
     return parts.add(data, header, cipher)
 
 
+def verify(sa: IkeSa, data: bytes, header: Header) -> None:
+    """Whether a message, or one fragment of it, is the peer's. Raises an IkeError if it is not."""
+    _, keys = sa.crypto
+    cipher = keys.cipher(initiator=not sa.initiator)
+    limits = sa.host.limits
+    if header.next_payload == PayloadType.SKF:
+        Reassembler(limits).add(data, header, cipher)
+    else:
+        open_sk(data, header, cipher, limit=limits.payloads)
+
+
 def send(
     sa: IkeSa,
     datagrams: Sequence[bytes],

@@ -123,11 +123,11 @@ def _repeat(sa: IkeSa, header: Header, datagram: Datagram) -> None:
     """
     if header.next_payload == PayloadType.SKF:
         number = datagram.data[HEADER_LENGTH + 4 : HEADER_LENGTH + 6]
-        if number != b"\x00\x01" or datagram.remote != sa.remote:
+        if number != b"\x00\x01":
             return
-    elif datagram.remote != sa.remote:
+    if datagram.remote != sa.remote:
         try:
-            protected.unprotect(sa, datagram.data, header)
+            protected.verify(sa, datagram.data, header)
         except IkeError:
             sa.host.counters["dropped_integrity"] += 1
             return

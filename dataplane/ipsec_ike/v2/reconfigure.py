@@ -16,16 +16,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ipsec_ike.config import ChildConfig, PeerConfig
+from ipsec_ike.config import PeerConfig
 from ipsec_ike.errors import LocalMisuse
 from ipsec_ike.events import Reason
 from ipsec_ike.sa.lifetimes import soft_limit
 from ipsec_ike.sa.timers import NEVER
-from ipsec_ike.v2 import deletes
+from ipsec_ike.v2 import revise
 from ipsec_ike.v2.peer import Backoff, Peer
 
 if TYPE_CHECKING:
-    from ipsec_ike.sa.child_sa import ChildSa
     from ipsec_ike.v2.host import Host
     from ipsec_ike.v2.ike_sa import IkeSa
 
@@ -97,7 +96,7 @@ def _apply(peer: Peer, old: PeerConfig) -> None:
         _keep_identity(sa, new)
         if new.ike_lifetime != old.ike_lifetime:
             _new_lifetime(sa)
-        _children(sa, old)
+        revise.children(sa)
         if _must_renew(sa, old, new):
             _renew(peer, sa)
         peer.host.timers.arm(sa)
@@ -153,42 +152,3 @@ def _new_lifetime(sa: IkeSa) -> None:
     if lifetime.seconds:
         sa.soft_at = sa.established_at + soft_limit(lifetime, host.rng).seconds
         sa.hard_at = sa.established_at + lifetime.seconds
-
-
-def _children(sa: IkeSa, old: PeerConfig) -> None:
-    allowed = {child.name: child for child in sa.peer.allowed(sa)}
-    for child in tuple(sa.children):
-        if not child.live:
-            continue
-        config = allowed.get(child.config.name)
-        if config is None:
-            text = "the child was removed from the configuration"
-            deletes.delete_child(sa, child, Reason.CONFIGURATION, text)
-        elif config != child.config:
-            _child(sa, child, config)
-
-
-def _child(sa: IkeSa, child: ChildSa, config: ChildConfig) -> None:
-    before = child.config
-    hot = replace(
-        config,
-        lifetime=before.lifetime,
-        start=before.start,
-        replay_window=before.replay_window,
-    )
-    if hot != before:
-        peer = sa.peer
-        if peer.config.initiate:
-            peer.wanted.setdefault(config.name, (None, None))
-        else:
-            text = "the configuration of the child changed"
-            deletes.delete_child(sa, child, Reason.CONFIGURATION, text)
-        return
-    child.config = config
-    if config.lifetime != before.lifetime:
-        host, lifetime = sa.host, config.lifetime
-        child.soft_at = child.hard_at = NEVER
-        if lifetime.seconds:
-            child.soft_at = child.created_at + soft_limit(lifetime, host.rng).seconds
-            child.hard_at = child.created_at + lifetime.seconds
-        host.timers.arm(child)

@@ -175,6 +175,9 @@ def respond(sa: IkeSa, payloads: Sequence[Payload], rekey: NotifyPayload) -> lis
     spi = int.from_bytes(rekey.spi)
     old = children.by_peer_spi(sa, rekey.protocol, spi)
     if old is None:
+        deleted = any(child.spi_out == spi for child in sa.children)
+        if not deleted and isinstance(sa.current, (CreateChild, RekeyChild)):
+            raise TemporaryFailure("it may be the child whose creation we have no answer to yet")
         raise ChildSaNotFound(f"no child with SPI {spi:08x}")
     if not old.live:
         raise TemporaryFailure("the child is being deleted")

@@ -86,6 +86,12 @@ def adopt(old: IkeSa, new: IkeSa) -> None:
     new.pump()
 
 
+def used(sa: IkeSa) -> None:
+    """The peer uses it for something else than to delete it: it knows that this one won."""
+    if sa.pending and sa.predecessor is not None:
+        adopt(sa.predecessor, sa)
+
+
 def expect_delete(loser: IkeSa) -> None:
     """The peer created it in vain and has to delete it; if it does not, we do."""
     loser.hard_at = min(loser.hard_at, loser.host.now + PATIENCE)
