@@ -15,6 +15,7 @@ import time
 from dataclasses import dataclass
 from typing import Final, Self
 
+from ipsec_lab.echo import echo
 from ipsec_lab.netns import LabError, Namespace, end_process
 from ipsec_lab.sniffer import MARKER
 
@@ -50,21 +51,26 @@ def ping(
     count: int = 3,
     interval: float = 0.05,
     size: int = 56,
-    wait: float = 1.0,
+    wait: float = 3.0,
     fragment: bool = True,
     source: str | None = None,
 ) -> PingResult:
-    """``count`` echo requests of ``size`` octets; ``wait`` seconds for the last answers.
+    """``count`` echo requests of ``size`` octets; at most ``wait`` seconds for the last answers.
 
-    ``fragment`` False sets DF (``ping -M do``); ``source`` is an address of ``namespace``.
+    ``fragment`` False sets DF; ``source`` is an address of ``namespace``.
     """
-    argv = [*_ping_argv(interval, size), "-c", str(count), "-W", f"{wait:g}", address]
-    if not fragment:
-        argv[1:1] = ["-M", "do"]
-    if source is not None:
-        argv[1:1] = ["-I", source]
-    out = namespace.run(*argv, check=False, timeout=count * interval + wait + 30)
-    return _parse(out.encode(), count)
+    answers = echo(
+        namespace,
+        address,
+        count=count,
+        interval=interval,
+        wait=wait,
+        payload=(MARKER * (size // len(MARKER) + 1))[:size],
+        fragment=fragment,
+        source=source,
+    )
+    lost = tuple(n for n in range(1, count + 1) if n not in answers)
+    return PingResult(count, lost, tuple(answers.values()))
 
 
 def ping_until(
@@ -85,7 +91,8 @@ class ConstantPing:
         self, namespace: Namespace, address: str, *, interval: float = 0.02, size: int = 56
     ) -> None:
         self._output: Final = tempfile.TemporaryFile()  # noqa: SIM115  # closed in __exit__
-        argv = [*_ping_argv(interval, size), address]
+        options = ["-n", "-i", f"{interval:g}", "-s", str(size), "-p", MARKER.hex()]
+        argv = ["ping", *options, address]
         self._process: Final = namespace.popen(argv, stdout=self._output, stderr=subprocess.STDOUT)
 
     def __enter__(self) -> Self:
@@ -101,18 +108,10 @@ class ConstantPing:
         self._process.wait(10)
         self._output.seek(0)
         out = self._output.read()
-        last = max((int(m[1]) for m in _REPLY.finditer(out)), default=0)
-        return _parse(out, last)
-
-
-def _ping_argv(interval: float, size: int) -> list[str]:
-    return ["ping", "-n", "-i", f"{interval:g}", "-s", str(size), "-p", MARKER.hex()]
-
-
-def _parse(output: bytes, sent: int) -> PingResult:
-    answers = {int(m[1]): float(m[2]) for m in _REPLY.finditer(output)}
-    lost = tuple(n for n in range(1, sent + 1) if n not in answers)
-    return PingResult(sent, lost, tuple(answers.values()))
+        answers = {int(m[1]): float(m[2]) for m in _REPLY.finditer(out)}
+        sent = max(answers, default=0)
+        lost = tuple(n for n in range(1, sent + 1) if n not in answers)
+        return PingResult(sent, lost, tuple(answers.values()))
 
 
 @dataclass(frozen=True)

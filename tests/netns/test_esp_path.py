@@ -45,7 +45,7 @@ def sees_mtu(pair, address, size):
     """Whether the far LAN's host answers a ping whose packet has ``size`` octets and DF."""
     header = 48 if ":" in address else 28
     result = ping(
-        pair.topology.lan_a, address, count=1, size=size - header, wait=0.3, fragment=False
+        pair.topology.lan_a, address, count=1, size=size - header, wait=1.0, fragment=False
     )
     return result.received == 1
 
