@@ -90,7 +90,7 @@ def _request(version: int, identifier: int, number: int, payload: bytes) -> byte
 def _checksum(data: bytes) -> int:
     """RFC 1071."""
     data += bytes(len(data) % 2)
-    total = sum(struct.unpack(f">{len(data) // 2}H", data))
+    total: int = sum(struct.unpack(f">{len(data) // 2}H", data))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return ~total & 0xFFFF
@@ -102,4 +102,4 @@ def _answered(version: int, data: bytes, identifier: int) -> int:
     if len(data) < start + 8:
         return 0
     kind, theirs, number = struct.unpack_from(">B3xHH", data, start)
-    return int(number) if (kind, theirs) == (_TYPES[version][1], identifier) else 0
+    return number if (kind, theirs) == (_TYPES[version][1], identifier) else 0
