@@ -127,6 +127,9 @@ class Pump:
                 self.engine.expire(event, now)
             case Mapping():
                 self.engine.mapping(event, now)
+            case SaFailed():
+                log.error("data plane: SA %08x: %s", event.spi, event.reason)
+                self.engine.sa_failed(event, now)
             case UnknownSpi():
                 self.engine.unknown_spi(event, now)
             case IkeFromDataplane():

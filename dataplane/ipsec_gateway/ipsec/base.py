@@ -14,7 +14,7 @@ from typing import Protocol
 
 from ipsec_ike.actions import SaId, SaSpec, UpdateSa
 from ipsec_ike.config import Mode
-from ipsec_ike.inputs import Acquire, Endpoint, Expire, UnknownSpi
+from ipsec_ike.inputs import Acquire, Endpoint, Expire, SaFailed, UnknownSpi
 from ipsec_ike.inputs import Mapping as NatMapping
 from ipsec_ike.selectors import TrafficSelector
 
@@ -93,7 +93,7 @@ class WorkerRestarted:
 
 
 #: What a data plane reports on its own.
-DataplaneEvent = Acquire | Expire | NatMapping | UnknownSpi | WorkerRestarted
+DataplaneEvent = Acquire | Expire | NatMapping | SaFailed | UnknownSpi | WorkerRestarted
 
 
 @dataclass(frozen=True, slots=True)

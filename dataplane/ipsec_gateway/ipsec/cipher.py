@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESCCM, AESGCM, ChaCha20
 from ipsec_ike.actions import SaSpec
 from ipsec_ike.crypto.ciphers import sk_cipher
 from ipsec_ike.crypto.transforms import esp_transform
-from ipsec_ike.errors import IntegrityFailure
+from ipsec_ike.errors import IntegrityFailure, LocalMisuse
 from ipsec_ike.numbers import Encr
 
 #: SPI and low half of the sequence number.
@@ -117,6 +117,15 @@ class EspCipher:
         if self._combined:
             return bytes(packet[:4]) + seq.to_bytes(8, "big"), b""
         return bytes(packet[:8]), (seq >> 32).to_bytes(4, "big")
+
+
+def check_keys(spec: SaSpec) -> None:
+    """Raises LocalMisuse where ``EspCipher`` would, and makes nothing."""
+    layout = esp_transform(spec.encryption, spec.integrity)
+    lengths = len(spec.encryption_key), len(spec.integrity_key)
+    wanted = layout.encryption_key, layout.integrity_key
+    if lengths != wanted:
+        raise LocalMisuse(f"keys of {lengths} octets where the suite takes {wanted}")
 
 
 def _aead(encr: int, key: bytes, icv_length: int) -> Aead | None:

@@ -1,11 +1,12 @@
 """What the gateway and its packet processes say to each other, over a socket pair.
 
-Frames of four octets of length and a pickle. Both ends are the same program of the same user, the
-socket pair is inherited and has no name, and keys are part of what is said: they are never in argv,
-in the environment or in a file.
+Frames of four octets of length and a pickle, or an SA as ``packed`` has it. Both ends are the same
+program of the same user, the socket pair is inherited and has no name, and keys are part of what is
+said: they are never in argv, in the environment or in a file.
 
 The gateway sends ``Request``; each gets one ``Reply`` with its number once it is done, except those
-with number 0. Everything else that a process sends is an event.
+with number 0, of which only a refused SA is answered, with ``Refused``. Everything else that a
+process sends is an event.
 """
 
 from __future__ import annotations
@@ -18,17 +19,21 @@ from typing import Final
 
 from ipsec_gateway.ipsec.base import DataplaneEvent, IkeFromDataplane, PolicyId, PolicySpec
 from ipsec_gateway.ipsec.outer import PathMtu
+from ipsec_gateway.ipsec.packed import PackedSa
 from ipsec_ike.actions import SaId, SaSpec, UpdateSa
 from ipsec_ike.inputs import Endpoint
 
 _LENGTH: Final = struct.Struct("!I")
+#: In front of an SA: _SA, number of the request, slot. A pickle begins with 0x80.
+_ADD: Final = struct.Struct("!BII")
+_SA: Final = 1
 
 
 @dataclass(frozen=True, slots=True)
 class AddSa:
-    """Install an SA; ``slot`` is its place in the shared memory."""
+    """Install an SA; ``slot`` is its place in the shared memory. It arrives as PackedSa."""
 
-    spec: SaSpec
+    spec: SaSpec | PackedSa
     slot: int
 
 
@@ -72,12 +77,25 @@ class Reply:
     error: str = ""
 
 
-Message = Request | Reply | DataplaneEvent | IkeFromDataplane | PathMtu
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """An SA of a request with number 0 that could not be installed."""
+
+    id: SaId
+    error: str
+
+
+Message = Request | Reply | Refused | DataplaneEvent | IkeFromDataplane | PathMtu
 
 
 def encode(message: Message) -> bytes:
     """One frame."""
-    data = pickle.dumps(message, protocol=5)
+    if type(message) is Request and type(message.body) is AddSa:
+        number, spec, slot = message.number, message.body.spec, message.body.slot
+        packed = spec if isinstance(spec, PackedSa) else PackedSa.of(spec)
+        data = _ADD.pack(_SA, number, slot) + packed.octets
+    else:
+        data = pickle.dumps(message, protocol=5)
     return _LENGTH.pack(len(data)) + data
 
 
@@ -95,6 +113,14 @@ class Decoder:
             end = 4 + _LENGTH.unpack_from(pending)[0]
             if len(pending) < end:
                 return
-            message: Message = pickle.loads(bytes(pending[4:end]))  # noqa: S301 - see above
+            data = bytes(pending[4:end])
             del pending[:end]
-            yield message
+            yield _decode(data)
+
+
+def _decode(data: bytes) -> Message:
+    if data[0] == _SA:
+        _, number, slot = _ADD.unpack_from(data)
+        return Request(number, AddSa(PackedSa(data[_ADD.size :]), slot))
+    message: Message = pickle.loads(data)  # noqa: S301 - see above
+    return message

@@ -94,6 +94,33 @@ class Path:
             self.sock.setsockopt(socket.IPPROTO_IP, linux.IP_MTU_DISCOVER, mode)
 
 
+class Senders:
+    """The sockets that SAs can send from, by family and, for UDP, port."""
+
+    __slots__ = ("_raw", "_udp")
+
+    def __init__(self, sockets: Iterable[socket.socket]) -> None:
+        self._udp: Final[dict[tuple[bool, int], socket.socket]] = {}
+        self._raw: Final[dict[bool, socket.socket]] = {}
+        for sock in sockets:
+            v6 = sock.family == socket.AF_INET6
+            if sock.type == socket.SOCK_DGRAM:
+                self._udp[v6, sock.getsockname()[1]] = sock
+            else:
+                self._raw[v6] = sock
+
+    def find(self, source: Endpoint, destination: Endpoint, *, encap: bool) -> socket.socket:
+        """The socket of an SA. Raises DataplaneError if none can send from there."""
+        v6 = ":" in destination.address
+        sock = self._udp.get((v6, source.port)) if encap else self._raw.get(v6)
+        if sock is None:
+            what = f"UDP port {source.port}" if encap else "ESP"
+            raise DataplaneError(f"no {'IPv6' if v6 else 'IPv4'} socket for {what}")
+        if (":" in source.address) != v6:
+            raise DataplaneError(f"{source.address} cannot send to {destination.address}")
+        return sock
+
+
 class Outer:
     """All sending sockets of this gateway.
 
@@ -107,26 +134,13 @@ class Outer:
         failed: Callable[[int], None],
         report: Callable[[PathMtu], None],
     ) -> None:
-        self._udp: Final[dict[tuple[bool, int], socket.socket]] = {}
-        self._raw: Final[dict[bool, socket.socket]] = {}
+        self._senders: Final = Senders(sockets)
         self._failed: Final = failed
         self._report: Final = report
-        for sock in sockets:
-            v6 = sock.family == socket.AF_INET6
-            if sock.type == socket.SOCK_DGRAM:
-                self._udp[v6, sock.getsockname()[1]] = sock
-            else:
-                self._raw[v6] = sock
 
     def path(self, source: Endpoint, destination: Endpoint, *, encap: bool) -> Path:
         """The path of an SA. Raises DataplaneError if no socket can send from there."""
-        v6 = ":" in destination.address
-        sock = self._udp.get((v6, source.port)) if encap else self._raw.get(v6)
-        if sock is None:
-            what = f"UDP port {source.port}" if encap else "ESP"
-            raise DataplaneError(f"no {'IPv6' if v6 else 'IPv4'} socket for {what}")
-        if (":" in source.address) != v6:
-            raise DataplaneError(f"{source.address} cannot send to {destination.address}")
+        sock = self._senders.find(source, destination, encap=encap)
         path = Path(sock, source, destination, encap=encap)
         path.discover(linux.IP_PMTUDISC_DO)
         return path

@@ -23,6 +23,7 @@ from ipsec_gateway.ipsec.coalesce import Burst, Layout
 from ipsec_gateway.ipsec.drops import Drop
 from ipsec_gateway.ipsec.esp import EspError, spi_and_sequence, strip, unseal
 from ipsec_gateway.ipsec.natt import is_ike
+from ipsec_gateway.ipsec.packed import PackedSa
 from ipsec_gateway.ipsec.packet import next_header_of, parse
 from ipsec_gateway.ipsec.sa import InboundSa
 from ipsec_gateway.ipsec.shared import SharedState
@@ -59,7 +60,7 @@ Event = Expire | Mapping | UnknownSpi | IkeFromDataplane
 class Receiver:
     """Inbound SAD and the way of each packet. ``emit`` gets Expire, Mapping, UnknownSpi and IKE
     messages that receive offload brought here. ``tun`` is a descriptor that takes writes as a TUN
-    device with virtio headers does."""
+    device with virtio headers does. ``catch_up`` may add the SA of an SPI that nobody knows yet."""
 
     def __init__(
         self,
@@ -68,12 +69,14 @@ class Receiver:
         emit: Callable[[Event], None],
         *,
         vector: bool = True,
+        catch_up: Callable[[], object] = lambda: None,
     ) -> None:
         self._tun: Final = tun
         self._state: Final = state
         self._words: Final = state.words
         self._emit: Final = emit
         self._vector: Final = vector
+        self._catch_up: Final = catch_up
         self._by_spi: Final[dict[int, InboundSa]] = {}
         self._buffer: Final = bytearray(_BUFFER)
         self._view: Final = memoryview(self._buffer)
@@ -86,15 +89,15 @@ class Receiver:
 
     # What the gateway asks for.
 
-    def add_sa(self, spec: SaSpec, slot: int) -> None:
+    def add_sa(self, spec: SaSpec | PackedSa, slot: int) -> None:
         """Begin to accept an SA; one that is there already stays as it is.
 
         Raises LocalMisuse for keys that do not fit.
         """
-        known = self._by_spi.get(spec.id.spi)
-        if known is not None and known.spec == spec:
-            return
-        self._by_spi[spec.id.spi] = InboundSa(spec, slot, self._state, self._emit)
+        sa = InboundSa(spec, slot, self._state, self._emit)
+        known = self._by_spi.get(sa.spi)
+        if known is None or known.spec != sa.spec:
+            self._by_spi[sa.spi] = sa
 
     def update_sa(self, update: UpdateSa) -> None:
         """The peer of an SA sends from elsewhere now."""
@@ -228,6 +231,9 @@ class Receiver:
         try:
             spi, low = spi_and_sequence(packet)
             sa = self._by_spi.get(spi)
+            if sa is None:
+                self._catch_up()
+                sa = self._by_spi.get(spi)
             if sa is None:
                 self._unknown_spi(spi, remote)
                 raise EspError(Drop.UNKNOWN_SPI)

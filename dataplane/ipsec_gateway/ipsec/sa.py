@@ -1,4 +1,8 @@
-"""The SAs of the packet processes: what one packet needs to know, without looking anything up."""
+"""The SAs of the packet processes: what one packet needs to know, without looking anything up.
+
+An SA without packets is small: what it needs for the first one (the spec, unpacked; ciphers, which
+hold some 3 kB of the crypto library's; windows and caches) is made when that one comes.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from ipsec_gateway.ipsec.cipher import EspCipher
+from ipsec_gateway.ipsec.packed import PackedSa
 from ipsec_gateway.ipsec.packet import Flow, covers
 from ipsec_gateway.ipsec.replay import ReplayWindow
 from ipsec_gateway.ipsec.shared import SharedState, Word
@@ -49,36 +54,68 @@ class Limits:
 
 
 class _Sa:
-    """What both directions have: shared counters, limits, selectors."""
+    """What both directions have: shared counters, limits, selectors.
+
+    Slots that ``_prepare`` fills are empty before the first packet; whoever looks at one of them
+    has all of them filled (``__getattr__``).
+    """
 
     __slots__ = (
         "_base",
         "_bytes",
         "_emit",
+        "_given",
         "_limits",
         "_packets",
         "_soft_sent",
         "_words",
         "cipher",
         "expired",
+        "reqid",
         "spec",
         "spi",
     )
 
+    spec: SaSpec
+    cipher: EspCipher
+    _limits: Limits
+    _bytes: int
+    _packets: int
+
     def __init__(
-        self, spec: SaSpec, slot: int, state: SharedState, emit: Callable[[Expire], None]
+        self,
+        given: SaSpec | PackedSa,
+        slot: int,
+        state: SharedState,
+        emit: Callable[[Expire], None],
     ) -> None:
-        self.spec = spec
-        self.spi: Final = spec.id.spi
-        self.cipher: Final = EspCipher(spec)
+        """Raises LocalMisuse for keys that do not fit; a packed SA has been checked."""
+        self.spi: Final = given.id.spi
+        self.reqid: Final = given.reqid
         self.expired = False
+        self._given: SaSpec | PackedSa | None = given
         self._emit: Final = emit
-        self._limits: Final = Limits.of(spec.soft, spec.hard)
         self._soft_sent = False
         self._words: Final = state.words
         self._base: Final = state.base(slot)
-        self._bytes: int = self._words[self._base + Word.BYTES]
-        self._packets: int = self._words[self._base + Word.PACKETS]
+        if isinstance(given, SaSpec):
+            self._prepare(given)
+
+    def __getattr__(self, name: str) -> object:
+        given = self._given
+        if given is None:
+            raise AttributeError(name)
+        self._prepare(given if isinstance(given, SaSpec) else given.unpack())
+        return getattr(self, name)
+
+    def _prepare(self, spec: SaSpec) -> None:
+        """Everything that packets need."""
+        self.cipher = EspCipher(spec)
+        self._limits = Limits.of(spec.soft, spec.hard)
+        self._bytes = self._words[self._base + Word.BYTES]
+        self._packets = self._words[self._base + Word.PACKETS]
+        self.spec = spec
+        self._given = None
 
     def count(self, packets: int, octets: int, now: int) -> None:
         """Add to the totals (inner octets); ``now`` in nanoseconds. Reports limits once each.
@@ -116,14 +153,17 @@ class OutboundSa(_Sa):
 
     __slots__ = ("_last", "_next", "_reserved", "_soft_number")
 
-    def __init__(
-        self, spec: SaSpec, slot: int, state: SharedState, emit: Callable[[Expire], None]
-    ) -> None:
-        super().__init__(spec, slot, state, emit)
-        self._reserved: int = self._words[self._base + Word.MARK]
+    _reserved: int
+    _next: int
+    _last: int
+    _soft_number: float
+
+    def _prepare(self, spec: SaSpec) -> None:
+        super()._prepare(spec)
+        self._reserved = self._words[self._base + Word.MARK]
         self._next = self._reserved + 1
-        self._last: Final = _LAST_64 if spec.esn else _LAST_32
-        self._soft_number: Final = math.inf if spec.esn else int(_LAST_32 * _SOFT_PART)
+        self._last = _LAST_64 if spec.esn else _LAST_32
+        self._soft_number = math.inf if spec.esn else int(_LAST_32 * _SOFT_PART)
 
     def take(self, count: int) -> int:
         """The first of ``count`` consecutive sequence numbers, 64 bits.
@@ -157,16 +197,18 @@ class InboundSa(_Sa):
 
     __slots__ = ("_flows", "remote", "window")
 
-    def __init__(
-        self, spec: SaSpec, slot: int, state: SharedState, emit: Callable[[Expire], None]
-    ) -> None:
-        super().__init__(spec, slot, state, emit)
-        self.window: Final = ReplayWindow(
+    window: ReplayWindow
+    #: Where the peer sends from, as the engine knows it.
+    remote: Endpoint
+    _flows: dict[Flow, bool]
+
+    def _prepare(self, spec: SaSpec) -> None:
+        super()._prepare(spec)
+        self.window = ReplayWindow(
             spec.replay_window, esn=spec.esn, restored=self._words[self._base + Word.MARK]
         )
-        #: Where the peer sends from, as the engine knows it.
-        self.remote: Endpoint = spec.source
-        self._flows: dict[Flow, bool] = {}
+        self.remote = spec.source
+        self._flows = {}
 
     def mark(self) -> None:
         """Publish the window's top, before what it let through is delivered."""

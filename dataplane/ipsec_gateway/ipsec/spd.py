@@ -49,16 +49,16 @@ class OutboundDatabase:
 
     def add(self, sa: OutboundSa) -> None:
         """The newest SA of its reqid."""
-        self._sas.setdefault(sa.spec.reqid, []).insert(0, sa)
+        self._sas.setdefault(sa.reqid, []).insert(0, sa)
         self._flows.clear()
 
     def remove(self, sa: OutboundSa) -> None:
         """Forget an SA; no error if it is gone already."""
-        of_reqid = self._sas.get(sa.spec.reqid, [])
+        of_reqid = self._sas.get(sa.reqid, [])
         if sa in of_reqid:
             of_reqid.remove(sa)
         if not of_reqid:
-            self._sas.pop(sa.spec.reqid, None)
+            self._sas.pop(sa.reqid, None)
         self._flows.clear()
 
     def find(self, flow: Flow) -> OutboundSa | Drop:

@@ -85,7 +85,13 @@ class _Process:
 
     def post(self, body: Body) -> bool:
         """Send without an answer; False if it is gone or too much waits already."""
-        if self._listener.done() or self._writer.transport.get_write_buffer_size() > _POST_LIMIT:
+        if self._writer.transport.get_write_buffer_size() > _POST_LIMIT:
+            return False
+        return self.tell(body)
+
+    def tell(self, body: Body) -> bool:
+        """Send without an answer; False if it is gone."""
+        if self._listener.done():
             return False
         self._writer.write(encode(Request(0, body)))
         return True
@@ -151,6 +157,8 @@ class Supervisor:
         self._on_event: Final = on_event
         self._on_restart: Final = on_restart
         self._process: _Process | None = None
+        #: What was told while there was no process; the next one hears it behind the snapshot.
+        self._missed: list[Body] = []
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -177,16 +185,31 @@ class Supervisor:
     async def request(self, body: Body) -> None:
         """Have ``body`` done. Whatever it changes must be in ``snapshot`` already.
 
-        Returns when it is done, by this process or the next one. Raises DataplaneError with the
-        process's refusal.
+        Returns when it is done, by this process or the next one, to which it is said again: the
+        snapshot may be older. Raises DataplaneError with the process's refusal.
         """
-        process = self._process
-        if process is None:
+        process: _Process | None = self._running()
+        while process is not None:
+            try:
+                await process.request(body)
+            except _Gone:
+                await process.replaced.wait()
+                process = self._process
+            else:
+                return
+
+    def tell(self, body: Body) -> None:
+        """Have ``body`` done before anything that arrives from now on, without waiting for it.
+
+        Whatever it changes must be in ``snapshot`` already. Raises DataplaneError after ``close``.
+        """
+        if not self._running().tell(body):
+            self._missed.append(body)
+
+    def _running(self) -> _Process:
+        if self._process is None:
             raise DataplaneError(f"the {self.direction}bound packet process is closed")
-        try:
-            await process.request(body)
-        except _Gone:
-            await process.replaced.wait()
+        return self._process
 
     def post(self, body: Body) -> bool:
         """Send without waiting; False if it was dropped."""
@@ -211,6 +234,9 @@ class Supervisor:
                 except DataplaneError as exc:
                     log.error("%s", exc)
                     wait = min(wait * 2, longest)
+            for body in self._missed:
+                self._process.tell(body)
+            self._missed.clear()
             process.replaced.set()
             self._on_restart(reason)
 
@@ -250,7 +276,8 @@ class Supervisor:
         try:
             await asyncio.wait_for(asyncio.shield(started.ready), START_TIMEOUT)
             for body in self._snapshot():
-                await started.request(body)
+                started.tell(body)
+            await started.request(Ping())
         except (_Gone, TimeoutError) as exc:
             started.kill()
             await started.close()

@@ -21,6 +21,7 @@ from ipsec_gateway.ipsec.ecn import tos_of
 from ipsec_gateway.ipsec.esp import encapsulate_into, sealed_length
 from ipsec_gateway.ipsec.linux import UDP_MAX_SEGMENTS, VIRTIO_NET_HDR_F_NEEDS_CSUM
 from ipsec_gateway.ipsec.outer import Outer, Path, PathMtu
+from ipsec_gateway.ipsec.packed import PackedSa
 from ipsec_gateway.ipsec.packet import Flow, complete_checksum, next_header_of, parse
 from ipsec_gateway.ipsec.sa import Exhausted, OutboundSa
 from ipsec_gateway.ipsec.segment import MAX_PAYLOAD, Rows, Super, segments
@@ -33,6 +34,9 @@ from ipsec_ike.selectors import TrafficSelector
 
 #: Packets read before the loop looks at its other business.
 DRAIN: Final = 64
+#: Nanoseconds of silence after which an ordinary packet is taken to come alone, as acknowledgements
+#: do: the loop waits again at once. A read that finds nothing costs a third of such a packet.
+PAUSE: Final = 200_000
 #: From so many segments on the matrix pays off.
 VECTOR: Final = 8
 #: Seconds between two Acquire for one reqid.
@@ -85,6 +89,23 @@ class Batch:
         self._used = 0
 
 
+class Paths(dict[OutboundSa, Path]):
+    """The way of each SA that has sent something, found when it does so first."""
+
+    def __init__(self, outer: Outer) -> None:
+        super().__init__()
+        self._outer: Final = outer
+
+    def find(self, sa: OutboundSa) -> Path:
+        """Raises DataplaneError if there is no socket for its addresses."""
+        spec = sa.spec
+        return self._outer.path(spec.source, spec.destination, encap=spec.encap)
+
+    def __missing__(self, sa: OutboundSa) -> Path:
+        self[sa] = path = self.find(sa)
+        return path
+
+
 class Transmitter:
     """Outbound SAD and SPD and the way of each packet.
 
@@ -110,7 +131,7 @@ class Transmitter:
         self._batch: Final = Batch(self._outer)
         self._database: Final = OutboundDatabase()
         self._by_id: Final[dict[SaId, OutboundSa]] = {}
-        self._paths: Final[dict[OutboundSa, Path]] = {}
+        self._paths: Final = Paths(self._outer)
         self._rows: Final[dict[tuple[int, ...], Rows]] = {}
         self._header: Final = bytearray(VNET_LENGTH)
         self._packet: Final = bytearray(65536 + 64)
@@ -122,21 +143,23 @@ class Transmitter:
 
     # What the gateway asks for.
 
-    def add_sa(self, spec: SaSpec, slot: int) -> None:
+    def add_sa(self, spec: SaSpec | PackedSa, slot: int) -> None:
         """Begin to use an SA; one that is there already stays as it is.
 
         Raises DataplaneError (no socket for its addresses) or LocalMisuse (keys that do not fit).
         """
-        known = self._by_id.get(spec.id)
-        if known is not None and known.spec == spec:
-            return
-        path = self._outer.path(spec.source, spec.destination, encap=spec.encap)
+        sa_id = spec.id
         sa = OutboundSa(spec, slot, self._state, self._emit)
-        self.delete_sa(spec.id)
-        self._by_id[spec.id] = sa
-        self._paths[sa] = path
+        known = self._by_id.get(sa_id)
+        if known is not None and known.spec == sa.spec:
+            return
+        path = None if isinstance(spec, PackedSa) else self._paths.find(sa)
+        self.delete_sa(sa_id)
+        self._by_id[sa_id] = sa
+        if path is not None:
+            self._paths[sa] = path
         self._database.add(sa)
-        held = self._held.pop(spec.reqid, None)
+        held = self._held.pop(sa.reqid, None)
         if held is not None and time.monotonic() - held[2] < HELD_TIME:
             header, packet, _ = held
             self._header[:] = header
@@ -158,7 +181,7 @@ class Transmitter:
         sa = self._by_id.pop(sa_id, None)
         if sa is not None:
             self._database.remove(sa)
-            del self._paths[sa]
+            self._paths.pop(sa, None)
 
     def put_policies(self, put: Sequence[PolicySpec], delete: Sequence[PolicyId]) -> None:
         """Apply a difference to the SPD."""
@@ -174,13 +197,17 @@ class Transmitter:
     def drain(self) -> None:
         """Read and send up to DRAIN packets. Raises OSError if the device is gone."""
         buffers = (self._header, self._packet)
-        self._now = time.monotonic_ns()
+        now = time.monotonic_ns()
+        alone = now - self._now > PAUSE
+        self._now = now
         for _ in range(DRAIN):
             try:
                 size = os.readv(self._tun, buffers)
             except BlockingIOError:
                 break
             self._handle(size - VNET_LENGTH)
+            if alone and not self._header[1]:
+                break
         self._batch.flush()
 
     def _handle(self, size: int) -> None:

@@ -34,15 +34,17 @@ from ipsec_gateway.ipsec.base import (
     WorkerRestarted,
     moved,
 )
-from ipsec_gateway.ipsec.control import AddSa, Body, DeliverEsp, Message, PutPolicies
+from ipsec_gateway.ipsec.cipher import check_keys
+from ipsec_gateway.ipsec.control import AddSa, Body, DeliverEsp, Message, PutPolicies, Refused
 from ipsec_gateway.ipsec.drops import Drop
 from ipsec_gateway.ipsec.natt import prepare
-from ipsec_gateway.ipsec.outer import PathMtu, open_raw, outer_families
+from ipsec_gateway.ipsec.outer import PathMtu, Senders, open_raw, outer_families
 from ipsec_gateway.ipsec.shared import SLOTS, SharedState, Word
 from ipsec_gateway.ipsec.supervisor import Supervisor
 from ipsec_ike.actions import Direction, SaId, SaSpec, UpdateSa
 from ipsec_ike.config import Mode
-from ipsec_ike.inputs import Endpoint
+from ipsec_ike.errors import LocalMisuse
+from ipsec_ike.inputs import Endpoint, SaFailed
 from ipsec_ike.numbers import Protocol
 
 log = logging.getLogger(__name__)
@@ -92,11 +94,14 @@ class UserspaceBackend:
         self._state: SharedState | None = None
         self._tun: int | None = None
         self._raw: list[socket.socket] = []
+        self._senders = Senders(())
         self._workers: dict[Direction, Supervisor] = {}
         self._mtu_task: asyncio.Task[None] | None = None
         self._adapting: asyncio.TimerHandle | None = None
         #: Whether ``mtu`` is what a live SA needs, and not only where we began.
         self._bounded = False
+        #: Path MTUs by source and destination, until the next look at all of them.
+        self._known_paths: dict[tuple[str, str], int] = {}
 
     async def start(self) -> None:
         """Create device, sockets and processes. Raises DataplaneError; nothing stays then."""
@@ -108,6 +113,7 @@ class UserspaceBackend:
                     self._raw.append(open_raw(family))
                     prepare(self._raw[-1])
             self._state = SharedState.create()
+            self._senders = Senders((*self._natt, *self._raw))
             sockets = [sock.fileno() for sock in (*self._natt, *self._raw)]
             for direction in (Direction.OUT, Direction.IN):
                 self._workers[direction] = Supervisor(
@@ -156,7 +162,10 @@ class UserspaceBackend:
         self._queue.put_nowait(None)
 
     async def add_sa(self, spec: SaSpec) -> None:
-        """Install one SA. Raises DataplaneError with the SA's peer, child and SPI."""
+        """Install one SA: its process is told, and knows it before it sees any later packet.
+
+        Raises DataplaneError with the SA's peer, child and SPI.
+        """
         what = f"SA {spec.id.spi:08x} ({spec.id.direction.value}) of {spec.peer}/{spec.child}"
         if spec.mode is not Mode.TUNNEL:
             raise DataplaneError(f"{what}: the userspace data plane has tunnel mode only")
@@ -165,15 +174,15 @@ class UserspaceBackend:
         if spec.id in self._sas:
             raise DataplaneError(f"{what}: exists already")
         worker = self._worker(spec.id)
+        try:
+            check_keys(spec)
+            self._senders.find(spec.source, spec.destination, encap=spec.encap)
+        except (DataplaneError, LocalMisuse) as exc:
+            raise DataplaneError(f"{what}: {exc}") from exc
         slot = self._take_slot()
         self._sas[spec.id] = spec
         self._slots[spec.id] = slot
-        try:
-            await worker.request(AddSa(spec, slot))
-        except DataplaneError as exc:
-            del self._sas[spec.id]
-            heapq.heappush(self._free, self._slots.pop(spec.id))
-            raise DataplaneError(f"{what}: {exc}") from exc
+        worker.tell(AddSa(spec, slot))
         self._narrow_mtu(spec)
 
     async def update_sa(self, update: UpdateSa) -> None:
@@ -305,8 +314,16 @@ class UserspaceBackend:
         if isinstance(message, PathMtu):
             log.info("path to %s carries %d octets", message.destination, message.mtu)
             self._adapt_soon()
+        elif isinstance(message, Refused):
+            self._refused(message)
         elif self._queue.qsize() < EVENTS:
             self._queue.put_nowait(message)  # type: ignore[arg-type]  # Reply and Request do not come here
+
+    def _refused(self, refused: Refused) -> None:
+        """``add_sa`` looks at everything that could be wrong, so this should not happen."""
+        if self._sas.pop(refused.id, None) is not None:
+            heapq.heappush(self._free, self._slots.pop(refused.id))
+            self._queue.put_nowait(SaFailed(refused.id.spi, refused.error))
 
     def _on_restart(self, reason: str) -> None:
         log.warning("%s and was replaced", reason)
@@ -324,7 +341,7 @@ class UserspaceBackend:
         """A new SA: what it needs holds before its first packet."""
         if self._fixed_mtu is not None or spec.id.direction is not Direction.OUT:
             return
-        path = mtus.path_mtu(spec.source.address, spec.destination.address)
+        path = self._path_mtu(spec)
         if path:
             room = max(mtus.MINIMUM, mtus.inner_mtu(path, spec))
             self._set_mtu(min(self.mtu, room) if self._bounded else room)
@@ -333,20 +350,28 @@ class UserspaceBackend:
     def _adapt_mtu(self) -> None:
         """Let the device's MTU follow the narrowest way of all live outbound SAs."""
         self._adapting = None
-        paths: dict[tuple[str, str], int] = {}
+        self._known_paths.clear()
         narrowest = 0
         for sa, spec in self._sas.items():
             if sa.direction is not Direction.OUT:
                 continue
-            key = (spec.source.address, spec.destination.address)
-            if key not in paths:
-                paths[key] = mtus.path_mtu(*key)
-            if paths[key]:
-                room = mtus.inner_mtu(paths[key], spec)
+            path = self._path_mtu(spec)
+            if path:
+                room = mtus.inner_mtu(path, spec)
                 narrowest = min(narrowest or room, room)
         self._bounded = narrowest > 0
         if narrowest:
             self._set_mtu(max(mtus.MINIMUM, narrowest))
+
+    def _path_mtu(self, spec: SaSpec) -> int:
+        """What the kernel said of the path: asked for the first SA of many."""
+        key = spec.source.address, spec.destination.address
+        path = self._known_paths.get(key)
+        if path is None:
+            path = mtus.path_mtu(*key)
+            if path:  # a route that is missing may come at any time
+                self._known_paths[key] = path
+        return path
 
     def _set_mtu(self, wanted: int) -> None:
         if wanted == self.mtu or self._tun is None:

@@ -25,6 +25,7 @@ from ipsec_gateway.ipsec.control import (
     Message,
     Ping,
     PutPolicies,
+    Refused,
     Reply,
     Request,
     encode,
@@ -58,15 +59,18 @@ class Control:
         if len(self._waiting) < BACKLOG:
             self._waiting.extend(encode(message))
 
-    def receive(self) -> list[Message] | None:
-        """What came in; None when the gateway is gone."""
+    def work(self, perform: Callable[[Body], None]) -> bool:
+        """Do what the gateway has said. False when it is gone."""
         try:
             data = self.sock.recv(1 << 16)
         except BlockingIOError:
-            return []
+            return True
         except ConnectionError:
-            return None
-        return list(self._decoder.feed(data)) if data else None
+            return False
+        for message in self._decoder.feed(data):
+            if isinstance(message, Request):
+                _answer(self, perform, message)
+        return bool(data)
 
     def reply(self, number: int, error: str = "") -> None:
         """Answer a request."""
@@ -101,16 +105,12 @@ def serve(
     alive = control.flush()
     while alive:
         events = poll.poll()
+        # The gateway does not wait until an SA is installed before it lets the peer use it.
+        if any(descriptor == control_fd for descriptor, _ in events) and not control.work(perform):
+            return
         for descriptor, _ in events:
             if descriptor != control_fd:
                 ready[descriptor]()
-                continue
-            messages = control.receive()
-            if messages is None:
-                return
-            for message in messages:
-                if isinstance(message, Request):
-                    _answer(control, perform, message)
         if control.backlog():
             alive = control.flush()
             wanted = select.POLLIN | (select.POLLOUT if control.backlog() else 0)
@@ -125,6 +125,8 @@ def _answer(control: Control, perform: Callable[[Body], None], request: Request)
         error = str(exc) or type(exc).__name__
     if request.number:
         control.reply(request.number, error)
+    elif error and isinstance(request.body, AddSa):
+        control.emit(Refused(request.body.spec.id, error))
 
 
 def run_out(control: Control, tun: int, state: SharedState, sockets: list[socket.socket]) -> None:
@@ -151,7 +153,8 @@ def run_out(control: Control, tun: int, state: SharedState, sockets: list[socket
 
 def run_in(control: Control, tun: int, state: SharedState, sockets: list[socket.socket]) -> None:
     """The inbound process."""
-    receiver = Receiver(tun, state, control.emit)
+    # An SA may have been told while packets were read that need it already.
+    receiver = Receiver(tun, state, control.emit, catch_up=lambda: control.work(perform))
 
     def perform(body: Body) -> None:
         match body:

@@ -8,6 +8,7 @@ RFC 7634 section 2 for the salts).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from ipsec_ike.crypto import groups, integ, prf
@@ -158,6 +159,7 @@ class EspTransform:
         return -(length + 2) % self.alignment
 
 
+@lru_cache(maxsize=256)
 def esp_transform(encr: Transform, integrity: Transform | None) -> EspTransform:
     """The layout of a chosen ESP suite.
 

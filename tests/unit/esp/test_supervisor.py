@@ -6,6 +6,7 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,9 @@ from ipsec_gateway.ipsec.control import (
     Request,
     encode,
 )
+from ipsec_gateway.ipsec.packed import PackedSa
 from ipsec_gateway.ipsec.supervisor import Supervisor
-from ipsec_ike.actions import Direction, SaSpec
+from ipsec_ike.actions import Direction, SaSpec, UpdateSa
 from ipsec_ike.inputs import Acquire, Endpoint
 from ipsec_lab.esp_packets import NETS_A, NETS_B, policy, udp4
 from ipsec_lab.esp_wire import Wire
@@ -119,15 +121,72 @@ def test_refusals_and_events_come_back(wire: Wire) -> None:
     async def run() -> None:
         told = Told()
         async with running("out", wire, told) as supervisor:
-            bad = wire.spec(source=Endpoint("127.0.0.1", 9))
-            with pytest.raises(DataplaneError, match="no IPv4 socket for UDP port 9"):
-                await supervisor.request(AddSa(bad, 0))
             await supervisor.request(PutPolicies((policy(NETS_A[0], NETS_B[0]),), ()))
             wire.send(udp4())
             event = await asyncio.wait_for(told.events.get(), 20)
             assert isinstance(event, Acquire)
             await supervisor.request(AddSa(wire.spec(), 0))
             assert (await arrives(wire.sock_b))[:4] == bytes.fromhex("00001000")
+            spec = wire.spec()
+            elsewhere = UpdateSa(spec.id, Endpoint("127.0.0.1", 9), spec.destination, encap=True)
+            with pytest.raises(DataplaneError, match="no IPv4 socket for UDP port 9"):
+                await supervisor.request(elsewhere)
+
+    asyncio.run(run())
+
+
+def test_what_is_told_is_there_for_whatever_comes_later(wire: Wire) -> None:
+    async def run() -> None:
+        told = Told()
+        async with running("in", wire, told) as supervisor:
+            wire.out.put_policies([policy(NETS_A[0], NETS_B[0])], [])
+            for slot in range(0, 20, 2):
+                sa_id = replace(wire.spec().id, spi=0x1000 + slot)
+                inbound = replace(sa_id, direction=Direction.IN)
+                body = AddSa(wire.spec(direction=Direction.IN, id=inbound), slot + 1)
+                told.bodies.append(body)
+                supervisor.tell(body)
+                wire.out.add_sa(wire.spec(id=sa_id), slot)
+                wire.send(udp4())
+                wire.out.drain()
+                assert (await arrives(wire.inner_b))[10:] == udp4()
+            assert told.events.empty()
+
+    asyncio.run(run())
+
+
+def test_what_is_told_while_no_process_runs_is_done_by_the_next(wire: Wire) -> None:
+    async def run() -> None:
+        told = Told()
+        async with running("out", wire, told) as supervisor:
+            policies, add = outbound(wire)
+            told.bodies.append(policies)
+            await supervisor.request(policies)
+            process = supervisor._running()
+            process.kill()
+            await asyncio.wait([process._listener])
+            # Too late for a snapshot that has been taken already: so it is in none here.
+            supervisor.tell(add)
+            await supervisor.request(Ping())
+            wire.send(udp4())
+            assert (await arrives(wire.sock_b))[:4] == bytes.fromhex("00001000")
+
+    asyncio.run(run())
+
+
+def test_what_goes_while_a_process_starts_is_gone_from_it(wire: Wire) -> None:
+    async def run() -> None:
+        told = Told()
+        async with running("out", wire, told) as supervisor:
+            for body in outbound(wire):
+                told.bodies.append(body)
+                await supervisor.request(body)
+            assert supervisor.pid is not None
+            os.kill(supervisor.pid, signal.SIGKILL)
+            # As if the snapshot had been taken just before: the SA is still in it.
+            await supervisor.request(wire.spec().id)
+            wire.send(udp4())
+            assert isinstance(await asyncio.wait_for(told.events.get(), 20), Acquire)
 
     asyncio.run(run())
 
@@ -189,6 +248,7 @@ def test_a_process_that_cannot_run_is_an_error(wire: Wire, monkeypatch: pytest.M
 @pytest.mark.parametrize("piece", [1, 3, 1000])
 def test_messages_survive_any_cutting(piece: int) -> None:
     messages: list[Message] = [Request(1, Ping()), Reply(1, "no"), Acquire(7), Reply(2)]
+    messages.append(Request(0, AddSa(PackedSa(bytes(20)), 3)))
     stream = b"".join(map(encode, messages))
     decoder = Decoder()
     found = []
