@@ -3,6 +3,7 @@
     inputs    configure, receive, on_timer, acquire, expire, mapping, sa_failed, unknown_spi,
               inbound_seen, initiate, terminate, rekey_ike, rekey_child, shutdown
     outputs   take_actions, next_timer, counters, snapshot
+    restart   keep_records, records, resume
 
 Each input takes the time, in seconds of a clock that does not go back. After each input the shell
 performs ``take_actions()`` in order and calls ``on_timer`` when ``next_timer()`` has come. Nothing
@@ -12,23 +13,25 @@ that arrives from the network raises; what is dropped is counted by reason.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
 
-from ipsec_ike.actions import SendDatagram
+from ipsec_ike.actions import SaId, SendDatagram
 from ipsec_ike.config import Limits, PeerConfig
 from ipsec_ike.errors import IkeError, InvalidMajorVersion, LocalMisuse
 from ipsec_ike.events import Reason
-from ipsec_ike.inputs import Acquire, Datagram, Expire, Mapping, SaFailed, UnknownSpi
+from ipsec_ike.inputs import Acquire, Datagram, Expire, InheritedSa, SaFailed, UnknownSpi
+from ipsec_ike.inputs import Mapping as NatMapping
 from ipsec_ike.numbers import ExchangeType, NotifyType
 from ipsec_ike.sa.child_sa import ChildSa
-from ipsec_ike.sa.info import ChildSaInfo, IkeSaInfo
+from ipsec_ike.sa.info import ChildSaInfo, IkeSaInfo, Resumed
 from ipsec_ike.sa.nat import encapsulated
-from ipsec_ike.v2 import init, init_respond, receive, report
+from ipsec_ike.v2 import init, init_respond, receive, report, resume
 from ipsec_ike.v2.host import Action, Host
 from ipsec_ike.v2.peer import Peer
 from ipsec_ike.v2.peers import Peers
 from ipsec_ike.v2.reconfigure import configure
+from ipsec_ike.v2.records import Record, Recorder
 from ipsec_ike.v2.rekey_ike import RekeyIke
 from ipsec_ike.wire.message import (
     FLAG_INITIATOR,
@@ -39,7 +42,7 @@ from ipsec_ike.wire.message import (
 )
 from ipsec_ike.wire.payloads import NotifyPayload
 
-__all__ = ["Action", "ChildSaInfo", "Engine", "IkeSaInfo"]
+__all__ = ["Action", "ChildSaInfo", "Engine", "IkeSaInfo", "Record", "Resumed"]
 
 
 class Engine:
@@ -68,6 +71,40 @@ class Engine:
         """The IKE SAs and their children, but for those that are only remembered to repeat an
         answer."""
         return report.snapshot(self.host)
+
+    # -- another life ----------------------------------------------------------------------------
+
+    def keep_records(self) -> None:
+        """Note from now on what a later life needs, for ``records``."""
+        if self.host.recorder is None:
+            self.host.recorder = Recorder()
+
+    def records(self) -> list[Record]:
+        """What has changed since the last call. It must be kept in a safe place before any of the
+        actions that ``take_actions`` gives are performed: see ``v2.resume``."""
+        recorder = self.host.recorder
+        return [] if recorder is None else recorder.take(self.host)
+
+    def resume(
+        self,
+        records: Mapping[str, Mapping[str, Any]],
+        peers: Sequence[PeerConfig],
+        installed: Mapping[SaId, InheritedSa],
+        generation: int,
+        now: float,
+    ) -> Resumed:
+        """``configure`` of an engine that goes on where an earlier one stopped.
+
+        ``records`` are the last ones by key, ``installed`` the SAs of ours in the data plane.
+        ``generation`` (1 to 2**24 - 1) is one that no life before had. ``now`` goes on from the
+        earlier life. Raises LocalMisuse as ``configure`` does, and if the engine is not new.
+        """
+        self.host.now = now
+        resumed = resume.resume(self.host, records, peers, installed, generation)
+        configure(self.host, peers)
+        for peer in tuple(self.host.peers.by_name.values()):
+            peer.maintain()
+        return resumed
 
     # -- the network ---------------------------------------------------------------------------
 
@@ -209,7 +246,7 @@ class Engine:
             elif len(self._find(expire.spi)) == 1:
                 child.owner.child_hard(child)
 
-    def mapping(self, mapping: Mapping, now: float) -> None:
+    def mapping(self, mapping: NatMapping, now: float) -> None:
         """ESP of a peer behind NAT comes from elsewhere."""
         self.host.now = now
         child = self.host.children.get(mapping.spi)

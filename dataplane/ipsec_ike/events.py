@@ -61,6 +61,13 @@ class IkeSaUp(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class IkeSaResumed(IkeSaUp):
+    """An IKE SA of an earlier life of the gateway goes on. ``age`` is in seconds."""
+
+    age: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class IkeSaRekeyed(Event):
     """The IKE SA has new keys and SPIs; its children moved with it."""
 
@@ -94,6 +101,11 @@ class ChildSaUp(Event):
     local_ts: tuple[TrafficSelector, ...]
     remote_ts: tuple[TrafficSelector, ...]
     encap: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChildSaResumed(ChildSaUp):
+    """A CHILD_SA of an earlier life of the gateway goes on, with the SAs that were installed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

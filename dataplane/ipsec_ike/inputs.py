@@ -23,6 +23,19 @@ class Endpoint(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class InheritedSa:
+    """An SA of ours that the data plane has from an earlier life of the gateway.
+
+    Addresses as in SaSpec; ports mean something only with ``encap``.
+    """
+
+    reqid: int
+    source: Endpoint
+    destination: Endpoint
+    encap: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Datagram:
     """One IKE message as received, without the non-ESP marker.
 

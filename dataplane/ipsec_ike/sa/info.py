@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ipsec_ike.actions import SaId
 from ipsec_ike.inputs import Endpoint
 from ipsec_ike.selectors import TrafficSelector
 
@@ -29,6 +30,22 @@ class ChildSaInfo:
     created_at: float
     rekey_at: float
     expires_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """What became of the records of an earlier life.
+
+    ``sas`` are those that the engine still counts on in the data plane. ``unreadable``: records
+    that made no sense or are of another version; ``missing``: children of which the data plane
+    lacked an SA, so that they are negotiated anew.
+    """
+
+    ike_sas: int = 0
+    children: int = 0
+    unreadable: int = 0
+    missing: int = 0
+    sas: frozenset[SaId] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

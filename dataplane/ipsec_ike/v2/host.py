@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from ipsec_ike.actions import AddSa, DeleteSa, SendDatagram, UpdateSa
 from ipsec_ike.config import Limits
 from ipsec_ike.events import Event
-from ipsec_ike.sa.child_sa import ChildSa
+from ipsec_ike.sa.child_sa import ChildSa, Owner
 from ipsec_ike.sa.cookie import Cookies
 from ipsec_ike.sa.half_open import HalfOpen
 from ipsec_ike.sa.rate import RateLimit
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ipsec_ike.v2.ike_sa import IkeSa
     from ipsec_ike.v2.peer import Peer
     from ipsec_ike.v2.peers import Peers
+    from ipsec_ike.v2.records import Recorder
 
 Action = SendDatagram | AddSa | UpdateSa | DeleteSa | Event
 
@@ -43,6 +44,7 @@ class Host:
         "now",
         "outbound",
         "peers",
+        "recorder",
         "rng",
         "sas",
         "timers",
@@ -67,12 +69,24 @@ class Host:
         #: Children by the peer's SPI, which several peers may have chosen alike.
         self.outbound: Final[dict[int, tuple[ChildSa, ...]]] = {}
         self.closing = False
+        #: Keeps records for a later life, if there is to be one.
+        self.recorder: Recorder | None = None
         self._events: Final = RateLimit(10, 10.0)
         self._answers: Final = RateLimit(100, 1.0)
 
     def emit(self, action: Action) -> None:
         """Append to the ordered list that the shell works through."""
         self.actions.append(action)
+        if self.recorder is not None and isinstance(action, AddSa | UpdateSa | DeleteSa):
+            sa_id = action.spec.id if isinstance(action, AddSa) else action.id
+            child = self.children.get(sa_id.spi)
+            for each in (child,) if child is not None else self.outbound.get(sa_id.spi, ()):
+                self.touch(each.owner)
+
+    def touch(self, sa: IkeSa | Owner) -> None:
+        """What ``sa`` needs to go on has changed, or the peer is about to see that it has."""
+        if self.recorder is not None:
+            self.recorder.touched[cast("IkeSa", sa)] = None
 
     def may_tell(self) -> bool:
         """Whether there may be an event about what strangers did; a flood is only counted."""
@@ -104,11 +118,13 @@ class Host:
 
     def register_child(self, child: ChildSa) -> None:
         """The child can be found by its SPIs from now on."""
+        self.touch(child.owner)
         self.children[child.spi_in] = child
         self.outbound[child.spi_out] = (*self.outbound.get(child.spi_out, ()), child)
 
     def forget_child(self, child: ChildSa) -> None:
         """It cannot be found any more and has no timer."""
+        self.touch(child.owner)
         self.timers.disarm(child)
         self.children.pop(child.spi_in, None)
         left = tuple(c for c in self.outbound.get(child.spi_out, ()) if c is not child)

@@ -155,6 +155,7 @@ class IkeSa(Timed):
         """Change the state; the table above says what may follow what."""
         assert state in TRANSITIONS[self.state], f"{self.state} -> {state}"
         self.state = state
+        self.host.touch(self)
 
     def register(self) -> None:
         """Messages with our SPI belong here from now on."""
@@ -164,6 +165,7 @@ class IkeSa(Timed):
 
     def enqueue(self, exchange: Exchange, *, first: bool = False) -> None:
         """Send a request as soon as the window is free."""
+        self.host.touch(self)
         if self.state in (State.REKEYED, State.DELETING):
             exchange.failed(self, Reason.TERMINATED, "the IKE SA is being deleted")
             return
@@ -373,6 +375,7 @@ class IkeSa(Timed):
         self.leave_half_open()
         if self.host.sas.get(self.our_spi) is self:
             del self.host.sas[self.our_spi]
+            self.host.touch(self)
         self.peer.forget(self)
         self.handshake = None
 

@@ -28,6 +28,7 @@ def protect(
     sa: IkeSa, exchange: int, message_id: int, payloads: Sequence[Payload], *, response: bool
 ) -> tuple[bytes, ...]:
     """The datagrams of one message: fragments where the peer takes them and the size needs it."""
+    sa.host.touch(sa)
     _, keys = sa.crypto
     flags = (FLAG_INITIATOR if sa.initiator else 0) | (FLAG_RESPONSE if response else 0)
     cipher = keys.cipher(initiator=sa.initiator)

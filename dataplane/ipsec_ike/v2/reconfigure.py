@@ -88,6 +88,7 @@ def _apply(peer: Peer, old: PeerConfig) -> None:
     peer.backoff = Backoff()
     peer.child_backoff.clear()
     for sa in tuple(peer.sas):
+        peer.host.touch(sa)
         if not sa.up:
             if sa.handshake is not None and _must_renew(sa, old, new):
                 # An attempt with the old settings leads nowhere.

@@ -16,6 +16,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from ipsec_ike.events import Reason
+from ipsec_ike.numbers import ExchangeType
 from ipsec_ike.sa.child_sa import LIVE
 from ipsec_ike.sa.timers import NEVER
 from ipsec_ike.v2.deletes import Confirm
@@ -75,6 +76,7 @@ def doom(sa: IkeSa, *, ours: bool) -> None:
         return
     sa.doomed_at = sa.host.now + (_OURS if ours else _THEIRS)
     sa.doomed_by_us = ours
+    sa.host.touch(sa)
     sa.peer.doomed.add(sa)
     sa.host.timers.arm(sa)
 
@@ -105,13 +107,22 @@ def settle(peer: Peer) -> None:
     for old in tuple(peer.doomed):
         if not old.doomed_by_us or not old.up:
             continue
+        current = old.current
+        if current is not None and current.type == ExchangeType.CREATE_CHILD_SA:
+            # The peer may have a child from it already.
+            continue
         assert old.remote_id is not None
-        heirs = {
-            child.config.name
+        survivors = [
+            sa
             for sa in peer.known(old.remote_id)
             if sa is not old and sa.up and sa.doomed_at == NEVER and sa.confirmed
+        ]
+        heirs = {
+            child.config.name
+            for sa in survivors
             for child in sa.children
             if child.state in LIVE and child.outbound
         }
-        if all(child.config.name in heirs for child in old.children if child.state in LIVE):
+        safe = all(child.config.name in heirs for child in old.children if child.state in LIVE)
+        if survivors and safe:
             old.close(Reason.REPLACED, "a newer IKE SA of the same peer took over", notify=True)
