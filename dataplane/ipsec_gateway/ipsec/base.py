@@ -8,14 +8,15 @@ differences, so nothing here counts references.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import Protocol
+from typing import Protocol as Interface
 
 from ipsec_ike.actions import SaId, SaSpec, UpdateSa
 from ipsec_ike.config import Mode
-from ipsec_ike.inputs import Acquire, Endpoint, Expire, SaFailed, UnknownSpi
+from ipsec_ike.inputs import Acquire, Endpoint, Expire, InheritedSa, SaFailed, UnknownSpi
 from ipsec_ike.inputs import Mapping as NatMapping
+from ipsec_ike.numbers import Protocol
 from ipsec_ike.selectors import TrafficSelector
 
 
@@ -61,7 +62,9 @@ class PolicySpec:
     """One entry of the SPD. Lower ``priority`` is looked at first (list order of the resources).
 
     ``reqid`` is 0 unless ``action`` is ENCRYPT. ``name`` is ``namespace/name`` of the resource it
-    comes from, for comments and errors.
+    comes from, for comments and errors. ``protocols`` (numbers.Protocol) are what must protect the
+    packet, the inner one first. ``local`` and ``remote`` are the tunnel's ends as far as they are
+    known without an SA, for direction OUT in tunnel mode only; the live SAs know better.
     """
 
     id: PolicyId
@@ -70,6 +73,9 @@ class PolicySpec:
     level: Level = Level.REQUIRE
     reqid: int = 0
     mode: Mode = Mode.TUNNEL
+    protocols: tuple[int, ...] = (Protocol.ESP,)
+    local: str = ""
+    remote: str = ""
     name: str = ""
 
 
@@ -105,12 +111,23 @@ class IkeFromDataplane:
     remote: Endpoint
 
 
+@dataclass(frozen=True, slots=True)
+class Inherited:
+    """What an earlier life of the gateway left in the kernel: ours by reqid range and mark.
+
+    A policy may lack its ``name``.
+    """
+
+    sas: Mapping[SaId, InheritedSa] = field(default_factory=dict)
+    policies: Mapping[PolicyId, PolicySpec] = field(default_factory=dict)
+
+
 def moved(spec: SaSpec, update: UpdateSa) -> SaSpec:
     """``spec`` at the addresses of ``update``; its id, by which it is found, stays."""
     return replace(spec, source=update.source, destination=update.destination, encap=update.encap)
 
 
-class IpsecBackend(Protocol):
+class IpsecBackend(Interface):
     """All methods but ``events`` finish before the engine's next action is performed."""
 
     #: Of /metrics and logs: "userspace", "xfrm", "recording".
@@ -119,8 +136,18 @@ class IpsecBackend(Protocol):
     #: The device that packets to be protected are routed into; None if the kernel's SPD does it.
     device: str | None
 
+    #: Whether SAs and policies outlive the process.
+    persistent: bool
+
     async def start(self) -> None:
         """Acquire kernel resources. Raises DataplaneError with what is missing."""
+
+    async def inherit(self) -> Inherited:
+        """What an earlier life left, called once after ``start``; it changes nothing.
+
+        From then on all of it counts as if it had been added here: it can be updated, deleted and
+        counted, and ``close`` removes it if told to.
+        """
 
     async def close(self, *, remove: bool) -> None:
         """Release processes and sockets; ``remove`` also removes every SA, policy and device."""

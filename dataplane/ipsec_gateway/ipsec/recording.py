@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ipsec_gateway.ipsec.base import (
     DataplaneError,
     DataplaneEvent,
     IkeFromDataplane,
+    Inherited,
     PolicyId,
     PolicySpec,
     SaCounters,
     moved,
 )
 from ipsec_ike.actions import Direction, SaId, SaSpec, UpdateSa
-from ipsec_ike.inputs import Endpoint
+from ipsec_ike.inputs import Endpoint, InheritedSa
 
 #: The argument of a recorded call.
 Argument = (
@@ -57,6 +58,7 @@ class RecordingBackend:
 
     name: str = "recording"
     device: str | None = None
+    persistent: bool = False
     sas: dict[SaId, SaSpec] = field(default_factory=dict)
     policies: dict[PolicyId, PolicySpec] = field(default_factory=dict)
     log: list[Operation] = field(default_factory=list)
@@ -74,6 +76,17 @@ class RecordingBackend:
         if self.refuse_start:
             raise DataplaneError(self.refuse_start)
         self.running = True
+
+    async def inherit(self) -> Inherited:
+        """What is in the dicts already: another one's, if it was made with them."""
+        self.log.append(Operation("inherit"))
+        return Inherited(
+            {
+                sa: InheritedSa(spec.reqid, spec.source, spec.destination, spec.encap)
+                for sa, spec in self.sas.items()
+            },
+            {policy_id: replace(spec, name="") for policy_id, spec in self.policies.items()},
+        )
 
     async def close(self, *, remove: bool) -> None:
         """End; ends ``events`` too. ``remove`` empties both dicts."""

@@ -27,6 +27,7 @@ from ipsec_gateway.ipsec.base import (
     DataplaneError,
     DataplaneEvent,
     IkeFromDataplane,
+    Inherited,
     PolicyDirection,
     PolicyId,
     PolicySpec,
@@ -67,6 +68,7 @@ class UserspaceBackend:
     """
 
     name: str = "userspace"
+    persistent: bool = False
 
     def __init__(
         self,
@@ -132,6 +134,10 @@ class UserspaceBackend:
             await self.close(remove=True)
             raise
         self._mtu_task = asyncio.create_task(self._follow_mtu())
+
+    async def inherit(self) -> Inherited:
+        """Nothing: SAs and policies ended with the processes that held them."""
+        return Inherited()
 
     async def close(self, *, remove: bool) -> None:
         """End processes, device and sockets. ``remove`` makes no difference here: what the
