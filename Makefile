@@ -36,7 +36,7 @@ demo: ## YAML to tunnel to traffic between two gateways; PEER=strongswan for the
 # One pytest session, so that there is one summary: the tiers with real sockets and
 # namespaces come last and stay on one worker (tests/conftest.py), the others share all.
 test: ## every tier of tests that can run here
-	@.ci/packages --need venv --want "net bench strongswan"
+	@.ci/packages --need venv --want "net nat bench strongswan"
 	@$(MAKE) --no-print-directory $(VENV)/.project
 	$(BIN)/python -m pytest -n auto --dist loadgroup --no-loadscope-reorder $(ARGS)
 

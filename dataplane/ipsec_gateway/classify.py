@@ -60,6 +60,8 @@ class Element:
     protocol: int = 0
     src_port: tuple[int, int] = (0, 65535)
     dst_port: tuple[int, int] = (0, 65535)
+    #: Whose it is, for people.
+    name: str = field(default="", compare=False)
 
     @property
     def version(self) -> int:
@@ -115,7 +117,7 @@ def classify(policies: Iterable[PolicySpec], live: frozenset[int]) -> list[Step]
         if policy.id.direction is not PolicyDirection.OUT:
             continue
         verdict = _verdict(policy, live)
-        for element in _elements(policy.id.source, policy.id.destination):
+        for element in _elements(policy):
             _place(element, verdict, steps, index[element.version])
     return steps
 
@@ -132,7 +134,8 @@ def _verdict(policy: PolicySpec, live: frozenset[int]) -> Verdict:
             return Verdict.USE if policy.reqid in live else Verdict.CLEAR
 
 
-def _elements(source: TrafficSelector, destination: TrafficSelector) -> Iterator[Element]:
+def _elements(policy: PolicySpec) -> Iterator[Element]:
+    source, destination = policy.id.source, policy.id.destination
     for src in _networks(source.start, source.end):
         for dst in _networks(destination.start, destination.end):
             yield Element(
@@ -141,6 +144,7 @@ def _elements(source: TrafficSelector, destination: TrafficSelector) -> Iterator
                 source.protocol or destination.protocol,
                 (source.start_port, source.end_port),
                 (destination.start_port, destination.end_port),
+                policy.name,
             )
 
 

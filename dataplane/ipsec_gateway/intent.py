@@ -85,6 +85,8 @@ class Intent:
     mtus: Mapping[Network, int] = field(default_factory=dict)
     #: Remote subnets by the TCP MSS that a peer sets.
     clamps: Mapping[int, tuple[Network, ...]] = field(default_factory=dict)
+    #: The first address of the peer behind each remote subnet, where one is known.
+    ends: Mapping[Network, str] = field(default_factory=dict)
     #: Where each CHILD_SA comes from, by (peer, child).
     children: Mapping[tuple[str, str], ChildOwner] = field(default_factory=dict)
     problems: tuple[Problem, ...] = ()
@@ -145,6 +147,7 @@ def intent(tunnels: Iterable[TunnelConfig], facts: Facts) -> Intent:
         ),
         mtus=mtus,
         clamps=clamps,
+        ends=_ends(owners, facts),
         children={
             (e.tunnel.key, e.name): ChildOwner(e.policy.source, len(e.selectors))
             for e in entries
@@ -339,6 +342,15 @@ def _sizes(
             if tunnel.tcp_mss is not None:
                 clamps.setdefault(tunnel.tcp_mss, []).append(remote)
     return mtus, {mss: _collapsed(networks) for mss, networks in clamps.items()}
+
+
+def _ends(owners: Mapping[PolicyId, TunnelConfig], facts: Facts) -> dict[Network, str]:
+    ends: dict[Network, str] = {}
+    for policy, tunnel in owners.items():
+        found = [a for name in tunnel.addresses for a in facts.resolved.get(name, ())]
+        if found:
+            ends.update(dict.fromkeys(policy.destination.networks, found[0]))
+    return ends
 
 
 def _collapsed(networks: Iterable[Network]) -> tuple[Network, ...]:

@@ -13,13 +13,16 @@ from typing import Final, NamedTuple
 
 import jinja2
 
-from ipsec_gateway.classify import Element, Network, Step, Variant
+from ipsec_gateway.classify import Element, Network, Step, Variant, Verdict
 from ipsec_gateway.marks import BYPASS, GUARD, MARK_MASK, NFT_TABLE, STEER
 
 TABLE: Final = f"inet {NFT_TABLE}"
 
 #: Named counters of the table, in the order (unencrypted, discarded) by direction.
 COUNTERS: Final = ("unencrypted_out", "unencrypted_in", "discarded_out", "discarded_in")
+
+#: Octets that fit a comment of nft, which writes a terminator too.
+COMMENT: Final = 127
 
 _FIELDS: Final = {
     Variant.ANY: "",
@@ -29,10 +32,10 @@ _FIELDS: Final = {
 
 
 class NftSet(NamedTuple):
-    """A named set: its nft type and its elements as nft writes them."""
+    """A named set: its nft type, and its elements as nft writes them, each with a comment."""
 
     type: str
-    elements: frozenset[str]
+    elements: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +52,17 @@ class _Rule(NamedTuple):
     version: int
     variant: Variant
     set: str
-    bits: str
+    verdict: Verdict
+
+    @property
+    def bits(self) -> str:
+        """The mark bits of the verdict."""
+        return hex(self.verdict.value)
+
+    @property
+    def steers(self) -> bool:
+        """Whether a tunnel carries it."""
+        return bool(self.verdict.value & STEER)
 
     def match(self, reverse: bool) -> str:
         """The expression; ``reverse`` looks at a packet from the other direction."""
@@ -66,13 +79,15 @@ class _Rule(NamedTuple):
 def ruleset(
     steps: Iterable[Step],
     *,
-    device: str,
+    device: str | None,
     mtu: int | None = None,
     clamps: Mapping[int, Iterable[Network]] | None = None,
 ) -> Ruleset:
     """The table for these steps.
 
-    ``mtu`` is the device's, in octets; ``clamps`` are remote networks by the TCP MSS they get.
+    ``device`` is what packets to be protected are routed into, or None if the kernel's SPD encrypts
+    them on their way. ``mtu`` is the largest inner packet in octets; ``clamps`` are remote networks
+    by the TCP MSS they get.
     """
     sets: dict[str, NftSet] = {}
     rules: list[_Rule] = []
@@ -84,13 +99,13 @@ def ruleset(
             address = f"ipv{version}_addr"
             sets[name] = NftSet(
                 f"{address} . {address}{_FIELDS[variant]}",
-                frozenset(_element(e) for e in elements),
+                {_element(e): e.name for e in elements},
             )
-            rules.append(_Rule(version, variant, name, hex(step.verdict.value)))
+            rules.append(_Rule(version, variant, name, step.verdict))
     mss: list[tuple[int, str]] = []
     for value, networks in sorted((clamps or {}).items()):
         for version in (4, 6):
-            members = frozenset(str(n) for n in networks if n.version == version)
+            members = {str(n): "" for n in networks if n.version == version}
             if members:
                 sets[f"mss{value}{version}"] = NftSet(f"ipv{version}_addr", members)
                 mss.append((value, "" if version == 4 else "6"))
@@ -102,7 +117,7 @@ def ruleset(
         keep=hex(0xFFFFFFFF & ~MARK_MASK),
         mask=hex(MARK_MASK),
         both=hex(STEER | GUARD),
-        steer=hex(STEER),
+        all=hex(STEER | GUARD | BYPASS),
         guard=hex(GUARD),
         bypass=hex(BYPASS),
     )
@@ -133,17 +148,33 @@ def _table(desired: Ruleset) -> str:
 
 
 def _declare(name: str, each: NftSet) -> str:
-    elements = ", ".join(sorted(each.elements))
-    return f"  set {name} {{ type {each.type}; flags interval; elements = {{ {elements} }} }}\n"
+    return (
+        f"  set {name} {{ type {each.type}; flags interval;"
+        f" elements = {{ {_commented(each.elements)} }} }}\n"
+    )
+
+
+def _commented(elements: Mapping[str, str]) -> str:
+    return ", ".join(
+        f"{element}{_comment(text)}" if text else element
+        for element, text in sorted(elements.items())
+    )
+
+
+def _comment(text: str) -> str:
+    """Names have no quotes in them; nft takes 128 octets."""
+    return f' comment "{text[:COMMENT].replace(chr(34), "")}"'
 
 
 def _elements(desired: Ruleset, actual: Ruleset) -> Iterable[str]:
     """Deletes first: an element that only changed its extent must not overlap with itself."""
     for verb, these, those in (("delete", actual, desired), ("add", desired, actual)):
         for name, each in these.sets.items():
-            differing = each.elements - those.sets[name].elements
+            differing = {
+                e: t for e, t in each.elements.items() if e not in those.sets[name].elements
+            }
             if differing:
-                yield f"{verb} element {TABLE} {name} {{ {', '.join(sorted(differing))} }}\n"
+                yield f"{verb} element {TABLE} {name} {{ {_commented(differing)} }}\n"
 
 
 def _types(of: Ruleset) -> dict[str, str]:

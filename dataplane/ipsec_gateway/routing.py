@@ -14,11 +14,18 @@ route what no policy matches.
 device must have some route back (RFC 3704 2.4, loose mode, which is set on the device alone). Loose
 mode works only on a device that has an address, so it gets the IPv4 dummy address (RFC 7600 4.8),
 with a scope in which nobody takes it as a source.
+
+Where the kernel's SPD encrypts there is no device, and what the node's own tables say is good
+enough: packets are encrypted on whatever way they leave. ``TABLE_SOURCE`` then has only what needs
+a source address or an MTU, ``TABLE`` what is for nodes without another way, both through the next
+hop on the way to the peer. Nothing is steered by marks, and no twin is needed: with no route of
+ours the usual one is taken, with the same policies.
 """
 
 from __future__ import annotations
 
 import ipaddress
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -53,6 +60,7 @@ class Route:
     device: str
     source: str = ""
     mtu: int = 0
+    via: str = ""
 
     @property
     def version(self) -> int:
@@ -66,7 +74,9 @@ class Route:
                 f"unreachable {self.destination} table {self.table}"
                 f" metric {FALLBACK_METRIC} proto {ROUTE_PROTOCOL}"
             )
-        text = f"{self.destination} dev {self.device} table {self.table} proto {ROUTE_PROTOCOL}"
+        hop = f"via {self.via} " if self.via else ""
+        text = f"{self.destination} {hop}dev {self.device}"
+        text += f" table {self.table} proto {ROUTE_PROTOCOL}"
         if self.source:
             text += f" src {self.source}"
         return f"{text} mtu {self.mtu}" if self.mtu else text
@@ -92,6 +102,14 @@ class Rule:
 
 
 @dataclass(frozen=True, slots=True)
+class Way:
+    """How the node sends to an address: out of ``device``, to the next hop ``via`` if any."""
+
+    device: str
+    via: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Routing:
     """All of it."""
 
@@ -111,12 +129,7 @@ def routing(
     ``addresses`` are the node's own; the first inside a local subnet becomes the source hint of the
     remote ones paired with it. ``mtus`` has route MTUs, in octets, of remote subnets.
     """
-    own = sorted(addresses, key=lambda a: (a.version, int(a)))
-    hints: dict[Network, str] = {}
-    for local, remote in pairs:
-        hints[remote] = hints.get(remote) or next(
-            (str(a) for a in own if a.version == local.version and a in local), ""
-        )
+    hints = _hints(pairs, addresses)
     routes: set[Route] = set()
     for remote, hint in hints.items():
         mtu = (mtus or {}).get(remote, 0)
@@ -128,6 +141,70 @@ def routing(
             routes.add(Route(TABLE_SOURCE, str(remote), ""))
     rules = {Rule(version, p) for version in {n.version for n in hints} for p in PRIORITIES}
     return Routing(frozenset(routes), frozenset(rules))
+
+
+def kernel_routing(
+    pairs: Iterable[tuple[Network, Network]],
+    *,
+    ways: Mapping[Network, Way],
+    addresses: Iterable[ipaddress.IPv4Address | ipaddress.IPv6Address] = (),
+    mtus: Mapping[Network, int] | None = None,
+) -> Routing:
+    """The same where the kernel's SPD encrypts.
+
+    ``ways`` has how the node reaches the peer of each remote subnet; one whose peer cannot be
+    reached now gets no route.
+    """
+    routes: set[Route] = set()
+    rules: set[Rule] = set()
+    for remote, hint in _hints(pairs, addresses).items():
+        way = ways.get(remote)
+        # The way to a default route is the node's own.
+        if way is None or not remote.prefixlen:
+            continue
+        mtu = (mtus or {}).get(remote, 0)
+        routes.add(Route(TABLE, str(remote), way.device, "", mtu, way.via))
+        rules.add(Rule(remote.version, RULE_LAST))
+        if hint or mtu:
+            routes.add(Route(TABLE_SOURCE, str(remote), way.device, hint, mtu, way.via))
+            rules.add(Rule(remote.version, RULE_SOURCE))
+    return Routing(frozenset(routes), frozenset(rules))
+
+
+def parse_ways(text: str) -> list[tuple[str, Way]]:
+    """Addresses and ways out of what a batch of ``ip -j route get`` lines says, loopback left out.
+
+    Each line of the batch prints a list of its own.
+    """
+    found: list[tuple[str, Way]] = []
+    decoder = json.JSONDecoder()
+    at = 0
+    while (at := text.find("[", at)) >= 0:
+        entries, at = decoder.raw_decode(text, at)
+        found.extend(
+            (str(entry["dst"]), Way(str(entry["dev"]), _via(entry)))
+            for entry in entries
+            if entry.get("dev") not in (None, "lo")
+        )
+    return found
+
+
+def _hints(
+    pairs: Iterable[tuple[Network, Network]],
+    addresses: Iterable[ipaddress.IPv4Address | ipaddress.IPv6Address],
+) -> dict[Network, str]:
+    """For each remote subnet a source address of ours that the policy covers, or nothing."""
+    own = sorted(addresses, key=lambda a: (a.version, int(a)))
+    hints: dict[Network, str] = {}
+    for local, remote in pairs:
+        hints[remote] = hints.get(remote) or next(
+            (str(a) for a in own if a.version == local.version and a in local), ""
+        )
+    return hints
+
+
+def _via(entry: Mapping[str, Any]) -> str:
+    return str(entry.get("gateway") or entry.get("via", {}).get("host", ""))
 
 
 def parse_routes(shown: Iterable[Mapping[str, Any]], table: int, version: int) -> set[Route]:
@@ -148,6 +225,7 @@ def parse_routes(shown: Iterable[Mapping[str, Any]], table: int, version: int) -
                 "" if unreachable else str(entry.get("dev", "?")),
                 str(entry.get("prefsrc", "")),
                 int(metrics[0].get("mtu", 0)),
+                _via(entry),
             )
         )
     return routes

@@ -1,9 +1,10 @@
-"""Bringing packets into the device, and keeping them from leaving in clear text.
+"""Bringing packets to the data plane, and keeping them from leaving in clear text.
 
-For a data plane that has a device (userspace ESP). The order in which things are set up and taken
-down is the point: the guard is first and last, so that at no moment, and not after a crash either,
-a protected packet finds an open way. What is set up is in ``classify``, ``nftables`` and
-``routing``.
+A data plane with a device (userspace ESP) gets its packets by marks and routes; where the kernel's
+SPD encrypts, only what it cannot do itself is left: guard, NAT exemption, MSS, source addresses.
+The order in which things are set up and taken down is the point: the guard is first and last, so
+that at no moment, and not after a crash either, a protected packet finds an open way. What is set
+up is in ``classify``, ``nftables`` and ``routing``.
 """
 
 from __future__ import annotations
@@ -14,18 +15,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ipsec_gateway import nftables, plan
-from ipsec_gateway.classify import classify
+from ipsec_gateway.classify import Network, classify
 from ipsec_gateway.intent import Address, Intent
 from ipsec_gateway.ipsec.base import PolicySpec
-from ipsec_gateway.marks import NFT_TABLE
+from ipsec_gateway.marks import BYPASS, NFT_TABLE
 from ipsec_gateway.routing import (
     DUMMY_ADDRESS,
     TABLES,
     Route,
     Routing,
     Rule,
+    Way,
+    kernel_routing,
     parse_routes,
     parse_rules,
+    parse_ways,
     routing,
 )
 from ipsec_gateway.tools import ToolError, run, run_json
@@ -40,9 +44,12 @@ class Counted:
 
 
 class Steering:
-    """The kernel's side of one device. All methods raise ToolError."""
+    """The kernel's side of one data plane. All methods raise ToolError.
 
-    def __init__(self, device: str) -> None:
+    ``device`` is what packets are routed into, or None if the kernel's SPD encrypts them.
+    """
+
+    def __init__(self, device: str | None) -> None:
         self.device = device
         self._guard: nftables.Ruleset | None = None
         #: What the guard was made from.
@@ -59,8 +66,9 @@ class Steering:
     ) -> None:
         """Put the nftables table in place, in one transaction.
 
-        ``live`` are reqids that have an SA, ``mtu`` is the device's. ``retained`` are policies that
-        are about to go: they stay, after all others, until what they protect is gone.
+        ``live`` are reqids that have an SA, ``mtu`` is the largest inner packet in octets.
+        ``retained`` are policies that are about to go: they stay, after all others, until what they
+        protect is gone.
         """
         basis = (intent.policies, intent.clamps, live, mtu, retained)
         if self._guard is not None and basis == self._basis:
@@ -96,13 +104,21 @@ class Steering:
 
         What is no longer wanted stays until ``prune``. Returns whether anything was added.
         """
-        desired = routing(intent.pairs, device=self.device, addresses=addresses, mtus=intent.mtus)
+        desired = await self._desired(intent, addresses)
         changes = plan.routing(desired, await current())
         self._stale = desired
         await _batch(changes.add)
-        await run("ip", "address", "replace", *DUMMY_ADDRESS.split(), "dev", self.device)
-        self._loosen()
+        if self.device is not None:
+            await run("ip", "address", "replace", *DUMMY_ADDRESS.split(), "dev", self.device)
+            self._loosen()
         return any(changes.add.values())
+
+    async def _desired(self, intent: Intent, addresses: tuple[Address, ...]) -> Routing:
+        if self.device is not None:
+            return routing(intent.pairs, device=self.device, addresses=addresses, mtus=intent.mtus)
+        return kernel_routing(
+            intent.pairs, ways=await _ways(intent), addresses=addresses, mtus=intent.mtus
+        )
 
     def _loosen(self) -> None:
         """Strict reverse path checks would refuse what the main table does not route into us."""
@@ -124,7 +140,7 @@ class Steering:
     async def unroute(self) -> None:
         """Take routes, rules and the device's address away; the guard stays."""
         await _batch(plan.routing(Routing(), await current()).delete)
-        if await device_mtu(self.device) is not None:
+        if self.device is not None and await device_mtu(self.device) is not None:
             await run("ip", "address", "flush", "dev", self.device, "to", DUMMY_ADDRESS.split()[0])
         self._stale = None
 
@@ -157,6 +173,19 @@ async def current() -> Routing:
                 continue
             routes |= parse_routes(shown, table, version)
     return Routing(frozenset(routes), frozenset(rules))
+
+
+async def _ways(intent: Intent) -> dict[Network, Way]:
+    """How the node reaches the peer of each remote subnet, those without a route left out."""
+    # With the mark of our own packets: the way to a peer must not be that into its own tunnel.
+    script = "".join(
+        f"route get {peer} mark {BYPASS:#x}\n" for peer in sorted(set(intent.ends.values()))
+    )
+    if not script:
+        return {}
+    shown = await run("ip", "-j", "-force", "-batch", "-", script=script, check=False)
+    ways = dict(parse_ways(shown))
+    return {network: ways[peer] for network, peer in intent.ends.items() if peer in ways}
 
 
 async def device_mtu(device: str) -> int | None:

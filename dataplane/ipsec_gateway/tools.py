@@ -15,8 +15,11 @@ class ToolError(Exception):
     """A command failed or is missing. The message has the command and what it said."""
 
 
-async def run(*command: str, script: str = "") -> str:
-    """Run a command with ``script`` on its standard input and return its standard output."""
+async def run(*command: str, script: str = "", check: bool = True) -> str:
+    """Run a command with ``script`` on its standard input and return its standard output.
+
+    Without ``check`` the exit code does not matter: part of a batch may have failed.
+    """
     path = shutil.which(command[0])
     if path is None:
         package = {"ip": "iproute2", "nft": "nftables"}.get(command[0], command[0])
@@ -34,7 +37,7 @@ async def run(*command: str, script: str = "") -> str:
         process.kill()
         await process.wait()
         raise ToolError(f"{' '.join(command)}: no answer after {TIMEOUT:.0f} s") from None
-    if process.returncode:
+    if check and process.returncode:
         said = err.decode(errors="backslashreplace").strip() or f"exit code {process.returncode}"
         raise ToolError(f"{' '.join(command)}: {said}")
     return out.decode()

@@ -1,0 +1,216 @@
+"""Protected traffic keeps its source behind everybody's masquerade, whoever was there first.
+
+Each case sets up the rules that one actor on a node is known for, proves on unprotected traffic
+that they bite, and then looks at what goes into the tunnel and what comes out of it.
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from ipsec_lab.netns import missing_programs
+from ipsec_lab.steering_rig import (
+    PROTECT4,
+    PROTECT6,
+    Rig,
+    addresses,
+    ipv4,
+    reaches,
+    steering_rig,
+)
+
+LEGACY, NFT = "iptables-legacy", "iptables-nft"
+
+
+@pytest.fixture
+def rig() -> Iterator[Rig]:
+    with steering_rig() as it:
+        yield it
+
+
+@dataclass(frozen=True)
+class Actor:
+    """Somebody's rules: a shell script in which ``$T`` is the flavour of iptables."""
+
+    name: str
+    script: str
+    tools: tuple[str, ...] = (LEGACY, NFT)
+
+
+KUBE_PROXY = Actor(
+    "kube-proxy",
+    """
+    $T -t nat -N KUBE-MARK-MASQ
+    $T -t nat -A KUBE-MARK-MASQ -j MARK --or-mark 0x4000
+    $T -t nat -I PREROUTING -d 10.0.0.0/14 -j KUBE-MARK-MASQ
+    $T -t nat -I OUTPUT -d 10.0.0.0/14 -j KUBE-MARK-MASQ
+    $T -t nat -N KUBE-POSTROUTING
+    $T -t nat -A KUBE-POSTROUTING -m mark ! --mark 0x4000/0x4000 -j RETURN
+    $T -t nat -A KUBE-POSTROUTING -j MARK --xor-mark 0x4000
+    $T -t nat -A KUBE-POSTROUTING -j MASQUERADE --random-fully
+    $T -t nat -I POSTROUTING -j KUBE-POSTROUTING
+    """,
+)
+FLANNEL = Actor(
+    "flannel",
+    """
+    $T -t nat -N FLANNEL-POSTRTG
+    $T -t nat -I POSTROUTING -j FLANNEL-POSTRTG
+    $T -t nat -A FLANNEL-POSTRTG -m mark --mark 0x4000/0x4000 -j RETURN
+    $T -t nat -A FLANNEL-POSTRTG -s 10.1.0.0/24 -d 10.1.0.0/16 -j RETURN
+    $T -t nat -A FLANNEL-POSTRTG -s 10.1.0.0/16 -d 10.1.0.0/24 -j RETURN
+    $T -t nat -A FLANNEL-POSTRTG -s 10.1.0.0/16 ! -d 224.0.0.0/4 -j MASQUERADE --random-fully
+    $T -t nat -A FLANNEL-POSTRTG ! -s 10.1.0.0/16 -d 10.1.0.0/16 -j MASQUERADE --random-fully
+    """,
+)
+CALICO = Actor(
+    "calico",
+    """
+    ipset create cali40masq-ipam-pools hash:net && ipset add cali40masq-ipam-pools 10.1.0.0/16
+    ipset create cali40all-ipam-pools hash:net && ipset add cali40all-ipam-pools 10.1.0.0/16
+    $T -t nat -N cali-nat-outgoing
+    $T -t nat -A cali-nat-outgoing -m set --match-set cali40masq-ipam-pools src \
+        -m set ! --match-set cali40all-ipam-pools dst -j MASQUERADE --random-fully
+    $T -t nat -I POSTROUTING -j cali-nat-outgoing
+    """,
+)
+KINDNET = Actor(
+    "kindnet",
+    """
+    $T -t nat -N KIND-MASQ-AGENT
+    $T -t nat -A KIND-MASQ-AGENT -d 10.1.0.0/16 -j RETURN
+    $T -t nat -A KIND-MASQ-AGENT -j MASQUERADE
+    $T -t nat -I POSTROUTING -m addrtype ! --dst-type LOCAL -j KIND-MASQ-AGENT
+    """,
+)
+ROUTER = Actor(
+    "router",
+    """
+    $T -t nat -I POSTROUTING -j MASQUERADE
+    $T -t nat -I POSTROUTING -p udp -o kipsec0 -j SNAT --to-source 192.0.2.1
+    """,
+)
+#: Those who write nftables themselves: chains at 100, ahead of it, and as early as kindnet's.
+TABLES = Actor(
+    "nftables",
+    """nft -f - <<END
+    table ip kube-proxy {
+      chain mark-masq { type nat hook prerouting priority -110; meta mark set meta mark | 0x4000; }
+      chain nat-postrouting {
+        type nat hook postrouting priority 100;
+        meta mark & 0x4000 == 0 return
+        meta mark set meta mark ^ 0x4000 masquerade fully-random
+      }
+    }
+    table inet kindnet-ipmasq {
+      set noMasqV4 { type ipv4_addr; flags interval; elements = { 10.1.0.0/16 }; }
+      chain postrouting {
+        type nat hook postrouting priority 95;
+        ip daddr @noMasqV4 return
+        masquerade
+      }
+    }
+    table inet router { chain post { type nat hook postrouting priority 100; masquerade; }; }
+END
+    """,
+    ("",),
+)
+ACTORS = (KUBE_PROXY, FLANNEL, CALICO, KINDNET, ROUTER, TABLES)
+CASES = [(actor, tool) for actor in ACTORS for tool in actor.tools]
+
+
+def set_up(rig: Rig, actor: Actor, tool: str) -> None:
+    needed = [tool, *(["ipset"] if "ipset" in actor.script else [])]
+    missing = missing_programs(*(t for t in needed if t))
+    if missing:
+        pytest.skip(f"{' and '.join(missing)} not installed: apt-get install iptables ipset")
+    rig.gw.run("sh", "-euc", f"T='{tool} -w'\n{actor.script}")
+
+
+def source_seen(rig: Rig, destination: str) -> str:
+    """The source that ``wan`` sees of a datagram from the LAN."""
+    with rig.wan.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver:
+        receiver.bind((destination, 9))
+        receiver.settimeout(5)
+        send = f"import socket;socket.socket(2,2).sendto(b'x',('{destination}',9))"
+        rig.lan.run(sys.executable, "-c", send)
+        return str(receiver.recvfrom(9)[1][0])
+
+
+def from_tunnel(rig: Rig, source: str) -> str:
+    """The source that the LAN sees of a datagram that came out of the tunnel from ``source``."""
+    with rig.lan.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver:
+        receiver.bind(("10.1.0.2", 9))
+        receiver.settimeout(5)
+        rig.inject(ipv4(source, "10.1.0.2", 17, bytes.fromhex("0007000900090000") + b"x"))
+        return str(receiver.recvfrom(9)[1][0])
+
+
+@pytest.mark.parametrize("order", ["before", "after"])
+@pytest.mark.parametrize(("actor", "tool"), CASES, ids=[f"{a.name}{t[8:]}" for a, t in CASES])
+def test_protected_traffic_keeps_its_source(rig: Rig, actor: Actor, tool: str, order: str) -> None:
+    if order == "before":
+        set_up(rig, actor, tool)
+        assert source_seen(rig, "10.2.0.9") == "192.0.2.1", "the rules bite without ours"
+    rig.apply(PROTECT4)
+    if order == "after":
+        set_up(rig, actor, tool)
+    connect = "import socket;s=socket.socket();s.settimeout(0.2);s.connect_ex(('10.2.0.9',80))"
+    rig.lan.run(sys.executable, "-c", connect)
+    rig.lan.run(
+        sys.executable, "-c", "import socket;socket.socket(2,2).sendto(b'x',('10.2.0.9',10))"
+    )
+    assert not reaches(rig.lan, "10.2.0.9")
+    rig.gw.run(sys.executable, "-c", connect)
+    seen = [(p[9], addresses(p)[0]) for p in rig.tunnelled()]
+    assert set(seen) == {(6, "10.1.0.2"), (17, "10.1.0.2"), (1, "10.1.0.2"), (6, "10.1.0.1")}
+    assert from_tunnel(rig, "10.2.0.9") == "10.2.0.9"
+    # All other traffic is masqueraded as before.
+    assert source_seen(rig, "10.3.0.9") == "192.0.2.1"
+    if actor in (FLANNEL, ROUTER, TABLES):
+        assert from_tunnel(rig, "10.3.0.9") == "10.1.0.1"
+
+
+def test_ipv6_too(rig: Rig) -> None:
+    rig.apply(PROTECT6)
+    if missing_programs("ip6tables-legacy"):
+        pytest.skip("ip6tables-legacy not installed: apt-get install iptables")
+    rig.gw.run("ip6tables-legacy", "-w", "-t", "nat", "-I", "POSTROUTING", "-j", "MASQUERADE")
+    assert not reaches(rig.lan, "fd00:2::9")
+    assert {addresses(p)[0] for p in rig.tunnelled()} == {"fd00:1::2"}
+
+
+def test_our_own_ike_keeps_its_source(rig: Rig) -> None:
+    """Several addresses on the interface, masquerade on it: the first one must not take over."""
+    rig.gw.ip("addr add 192.0.2.7/24 dev wan0")
+    rig.gw.nft("table ip r { chain post { type nat hook postrouting priority 100; masquerade; }; }")
+
+    def seen(port: int) -> str:
+        with (
+            rig.wan.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver,
+            rig.gw.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender,
+        ):
+            receiver.bind(("192.0.2.2", port))
+            receiver.settimeout(5)
+            sender.bind(("192.0.2.7", port))
+            sender.sendto(b"ike", ("192.0.2.2", port))
+            return str(receiver.recvfrom(9)[1][0])
+
+    assert seen(501) == "192.0.2.1", "the rule bites"
+    rig.apply(PROTECT4)
+    assert seen(500) == "192.0.2.7"
+    assert seen(4500) == "192.0.2.7"
+    assert seen(502) == "192.0.2.1"
+    with (
+        rig.wan.socket(socket.AF_INET, socket.SOCK_RAW, 50) as receiver,
+        rig.gw.socket(socket.AF_INET, socket.SOCK_RAW, 50) as sender,
+    ):
+        receiver.settimeout(5)
+        sender.bind(("192.0.2.7", 0))
+        sender.sendto(bytes(16), ("192.0.2.2", 0))
+        assert receiver.recvfrom(64)[1][0] == "192.0.2.7"
