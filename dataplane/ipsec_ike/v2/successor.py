@@ -63,6 +63,7 @@ def adopt(old: IkeSa, new: IkeSa) -> None:
     if old.state is not State.REKEYED:
         old.become(State.REKEYED)
     host = old.host
+    host.touch(new)
     new.children, old.children = old.children, []
     for child in new.children:
         child.owner = new
@@ -96,3 +97,4 @@ def expect_delete(loser: IkeSa) -> None:
     """The peer created it in vain and has to delete it; if it does not, we do."""
     loser.hard_at = min(loser.hard_at, loser.host.now + PATIENCE)
     loser.host.timers.arm(loser)
+    loser.host.touch(loser)
