@@ -21,7 +21,7 @@ from __future__ import annotations
 import socket
 import struct
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from ipsec_gateway.ipsec.xfrm_attributes import (
     Encapsulation,
@@ -41,6 +41,7 @@ from ipsec_gateway.ipsec.xfrm_attributes import (
     word,
 )
 from ipsec_gateway.ipsec.xfrm_numbers import (
+    INFINITE,
     NLM_F_ACK,
     NLM_F_DUMP,
     NLM_F_REQUEST,
@@ -55,6 +56,7 @@ from ipsec_gateway.ipsec.xfrm_numbers import (
 _SELECTOR: Final = struct.Struct("=16s16s2sH2sHHBBB3xiI")
 _LIFETIMES: Final = struct.Struct("=8Q4Q")
 _STATE: Final = struct.Struct("=56s16s4sB3x16s96sIIIIIHBBB7x")
+_TOTALS: Final = struct.Struct("=160xQQ16xIII")
 _STATE_ID: Final = struct.Struct("=16s4sHBx")
 _POLICY: Final = struct.Struct("=56s96sIIBBBB4x")
 _POLICY_ID: Final = struct.Struct("=56sIB3x")
@@ -178,10 +180,11 @@ class State:
 
     @classmethod
     def decode(cls, value: memoryview) -> State:
-        """Raises XfrmFormatError. Limits are not decoded: nobody asks for them."""
+        """Raises XfrmFormatError."""
         parts = unpack(_STATE, value)
-        selector, daddr, spi, protocol, saddr, lifetimes = parts[:6]
+        selector, daddr, spi, protocol, saddr, packed = parts[:6]
         family = parts[11]
+        lifetimes = _LIFETIMES.unpack(packed)
         return cls(
             spi=int.from_bytes(spi),
             protocol=protocol,
@@ -192,10 +195,49 @@ class State:
             selector=Selector.decode(selector),
             window=parts[13],
             flags=parts[14],
-            counted=_LIFETIMES.unpack(lifetimes)[8:12],
+            limits=Limits(*(0 if v == INFINITE else v for v in lifetimes[:6])),
+            counted=lifetimes[8:12],
             failures=parts[6:9],
             sequence=parts[9],
         )
+
+    def is_soft(self, now: float) -> bool:
+        """Whether it has reached a soft limit; ``now`` is seconds since the epoch."""
+        limits, (octets, packets, added, _) = self.limits or Limits(), self.counted
+        return (
+            0 < limits.soft_bytes <= octets
+            or 0 < limits.soft_packets <= packets
+            or 0 < limits.soft_seconds <= now - added
+        )
+
+
+#: What finds a state in the kernel: IP protocol, SPI, destination.
+StateKey = tuple[int, int, str]
+
+
+def raw_key(key: StateKey) -> bytes:
+    """A state's key as it stands in its message."""
+    protocol, spi, destination = key
+    return pack_address(destination) + spi.to_bytes(4) + bytes((protocol,))
+
+
+class Totals(NamedTuple):
+    """What an SA has counted; ``key`` is its ``raw_key``, ``used`` as in Installed."""
+
+    key: bytes
+    octets: int
+    packets: int
+    outside: int
+    replayed: int
+    failed: int
+    used: int
+
+
+def totals(body: memoryview) -> Totals:
+    """The counters out of a NEWSA, for tables of thousands. Raises XfrmFormatError."""
+    octets, packets, outside, replayed, failed = unpack(_TOTALS, body)
+    used = last_used(dict(attributes(body[_STATE.size :])))
+    return Totals(bytes(body[56:77]), octets, packets, outside, replayed, failed, used)
 
 
 @dataclass(frozen=True, slots=True)

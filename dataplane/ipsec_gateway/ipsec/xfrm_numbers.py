@@ -120,6 +120,9 @@ class Dir(IntEnum):
     IN = 0
     OUT = 1
     FORWARD = 2
+    #: Policies of single sockets, in dumps.
+    SOCKET_IN = 3
+    SOCKET_OUT = 4
 
 
 class SaDir(IntEnum):
