@@ -31,7 +31,20 @@ MAX_PACKET: Final = 65535
 class Layout:
     """Where things are in the rows of one kind of TCP packet, and what may differ in a run."""
 
-    __slots__ = ("dont_fragment", "header", "l4", "mask", "mss", "payloads", "version")
+    __slots__ = (
+        "flags",
+        "header",
+        "heads",
+        "ids",
+        "l4",
+        "mask",
+        "mss",
+        "offsets",
+        "payloads",
+        "sequence",
+        "version",
+        "words",
+    )
 
     def __init__(self, version: int, l4: int, header: int, inner: int, plain: Array) -> None:
         self.version: Final = version
@@ -47,6 +60,13 @@ class Layout:
         mask[l4 + 16 : l4 + 18] = 0  # checksum
         self.mask: Final = mask.view("<u4")
         self.payloads: Final = slices(plain, header, inner)
+        self.heads: Final = plain[:, :header].view("<u4")
+        self.ids: Final = column(plain, 4, ">u2")
+        self.sequence: Final = column(plain, l4 + 4, ">u4")
+        self.flags: Final = plain[:, l4 + 13]
+        #: From the TCP header on; the last word may reach into the trailer.
+        self.words: Final = plain.view("<u4")[:, l4 // 4 : -(-inner // 4)]
+        self.offsets: Final = np.arange(len(plain), dtype=np.uint32) * np.uint32(self.mss)
 
 
 class Burst:
@@ -63,8 +83,7 @@ class Burst:
         self.width: Final = wire - body - cipher.icv_length
         received = np.frombuffer(buffer, np.uint8, rows * wire).reshape(rows, wire)
         self._received: Final = received
-        self._spi: Final = column(received, 0, ">u4")
-        self._low: Final = column(received, 4, ">u4")
+        self._spi_seq: Final = column(received, 0, ">u8")
         self._iv: Final = column(received, 8, "u8")
         #: Plaintexts with their trailers, one per row.
         self.plain: Final = np.zeros((rows, self.width), np.uint8)
@@ -74,6 +93,8 @@ class Burst:
         self._nonce_iv: Final = column(nonces, len(cipher.salt), "u8")
         self._wide_spi: Final = column(wide, 0, ">u4")
         self._wide_seq: Final = column(wide, 4, ">u8")
+        #: Whose SPI and salt are in all rows.
+        self._owner: tuple[int, bytes] | None = None
         self._packets: Final = slices(received, 0, wire)
         self._bodies: Final = slices(received, body, wire)
         self._short_aads: Final = slices(received, 0, HEADER)
@@ -81,19 +102,20 @@ class Burst:
         self._nonces: Final = slices(nonces, 0, nonces.shape[1])
         #: The same as ``plain``, by row.
         self.plains: Final = slices(self.plain, 0, self.width)
+        self._trailers: Final[dict[tuple[int, int], Array]] = {}
         self._layouts: Final[dict[tuple[int, int, int, int], Layout]] = {}
 
-    def one_spi(self, count: int) -> bool:
-        """Whether all datagrams belong to the SA of the first."""
-        spis = self._spi[:count]
-        return bool((spis == spis[0]).all())
-
     def numbers(self, count: int) -> Array | None:
-        """The low halves of the sequence numbers, or None if they do not only grow."""
-        low = self._low[:count].astype(np.int64)
-        return low if bool((low[1:] > low[:-1]).all()) else None
+        """SPI and low half of the sequence number, as one number of 64 bits each.
 
-    def open(self, count: int, cipher: EspCipher, numbers: Array) -> None:
+        None if the datagrams are not all of one SA or their numbers do not only grow.
+        """
+        found = self._spi_seq[:count].astype(np.uint64)
+        if int(found[0]) >> 32 != int(found[-1]) >> 32 or not (found[1:] > found[:-1]).all():
+            return None
+        return found
+
+    def open(self, count: int, cipher: EspCipher, spi: int, numbers: Array) -> None:
         """Decrypt into ``plain``. ``numbers`` are the 64-bit ones. Raises InvalidTag at the first
         that does not verify; nothing in ``plain`` may be used then."""
         aead = cipher.aead
@@ -104,12 +126,14 @@ class Burst:
                     raise InvalidTag
                 self.plains[index][:] = opened
             return
+        if self._owner != (spi, cipher.salt):
+            self._owner = (spi, cipher.salt)
+            self._salts[:] = np.frombuffer(cipher.salt, np.uint8)
+            self._wide_spi[:] = spi
         self._nonce_iv[:count] = self._iv[:count]
-        self._salts[:] = np.frombuffer(cipher.salt, np.uint8)
         aads = self._short_aads
         if cipher.esn:
             aads = self._wide_aads
-            self._wide_spi[:count] = self._spi[:count]
             self._wide_seq[:count] = numbers
         decrypt = aead.decrypt_into
         nonces, bodies, plains = self._nonces, self._bodies, self.plains
@@ -122,7 +146,10 @@ class Burst:
         inner = self.width - 2 - pad
         if inner < 40:
             return None
-        expected = np.frombuffer(bytes(range(1, pad + 1)) + bytes((pad, next_header)), np.uint8)
+        expected = self._trailers.get((pad, next_header))
+        if expected is None:
+            octets = bytes(range(1, pad + 1)) + bytes((pad, next_header))
+            expected = self._trailers[pad, next_header] = np.frombuffer(octets, np.uint8)
         same = (self.plain[:count, inner:] == expected).all()
         return (inner, next_header) if same else None
 
@@ -160,21 +187,22 @@ class Burst:
 
     def runs(self, count: int, layout: Layout) -> list[tuple[int, int]]:
         """Half-open ranges of rows that are one packet each, in order."""
-        plain, l4, header = self.plain[:count], layout.l4, layout.header
-        heads = plain[:, :header].view("<u4")
-        joined = ~((heads[1:] ^ heads[:-1]) & layout.mask).any(axis=1)
-        sequence = column(self.plain, l4 + 4, ">u4")[:count].astype(np.uint32)
-        joined &= sequence[1:] - sequence[:-1] == np.uint32(layout.mss)
-        flags = plain[:, l4 + 13]
-        joined &= (flags[:-1] & (0xFF & ~_ECE)) == _ACK
-        right = self._checksums(count, layout)
+        l4, header = layout.l4, layout.header
+        heads = layout.heads[:count]
+        same = heads & layout.mask
+        # What grows by the payload is equal once that is taken away.
+        same[:, l4 // 4 + 1] = layout.sequence[:count] - layout.offsets[:count]
+        cut = (layout.flags[: count - 1] & (0xFF & ~_ECE)) != _ACK
+        cut[np.flatnonzero(same[1:] != same[:-1]) // same.shape[1]] = True
+        wrong = self._checksums(count, layout)
         if layout.version == 4:
-            right &= np.add.reduce(heads[:, : l4 // 4], axis=1, dtype=np.uint64) % 65535 == 0
+            wrong |= np.add.reduce(heads[:, : l4 // 4], axis=1, dtype=np.uint64) % 65535
             if not self.plains[0][6] & 0x40:  # without DF the identification means something
-                ids = column(self.plain, 4, ">u2")[:count].astype(np.uint16)
-                joined &= ids[1:] - ids[:-1] == np.uint16(1)
-        joined &= right[1:] & right[:-1]
-        cuts = (np.flatnonzero(~joined) + 1).tolist()
+                ids = layout.ids[:count].astype(np.uint16)
+                cut |= ids[1:] - ids[:-1] != 1
+        if wrong.any():
+            cut |= (wrong[1:] | wrong[:-1]) != 0
+        cuts = (np.flatnonzero(cut) + 1).tolist()
         most = (MAX_PACKET - header) // layout.mss
         return [
             (at, min(at + most, end))
@@ -182,21 +210,19 @@ class Burst:
             for at in range(start, end, most)
         ]
 
-    def _checksums(self, count: int, layout: Layout) -> NDArray[np.bool_]:
-        """Whether each row's TCP checksum is right."""
+    def _checksums(self, count: int, layout: Layout) -> NDArray[np.uint64]:
+        """0 for each row whose TCP checksum is right."""
         l4, inner = layout.l4, layout.header + layout.mss
-        words = self.plain.view("<u4")[:count, l4 // 4 : -(-inner // 4)]
         surplus = 0
         if inner & 3:  # the last word reaches into the trailer, which is the same in all rows
             beyond = bytes(inner & 3) + bytes(self.plains[0][inner : inner + 4 - (inner & 3)])
             surplus = int.from_bytes(beyond, "little")
-        sums = np.add.reduce(words, axis=1, dtype=np.uint64)
+        sums: NDArray[np.uint64] = np.add.reduce(layout.words[:count], axis=1, dtype=np.uint64)
         first = self.plains[0]
         addresses = first[12:20] if layout.version == 4 else first[8:40]
         # Rows with other addresses than the first are wrongly judged, and then only not joined.
         pseudo = swapped((ones_sum(addresses) + 6 + inner - l4) % 65535)
-        right: NDArray[np.bool_] = (sums + (pseudo + 65535 * 65537 - surplus)) % 65535 == 0
-        return right
+        return (sums + (pseudo + 65535 * 65537 - surplus)) % 65535
 
     def join(self, start: int, end: int, layout: Layout) -> tuple[bytes, bytearray]:
         """(virtio header, packet header) of rows ``start`` .. ``end - 1``; payloads follow."""

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Final
 
+import numpy as np
 from cryptography.exceptions import InvalidTag
 
 from ipsec_gateway.ipsec import ecn
@@ -40,6 +41,7 @@ UNKNOWN_PER_SECOND: Final = 10
 #: Nanoseconds between two Mapping reports of one SA.
 MAPPING_INTERVAL: Final = 1_000_000_000
 _SHAPES: Final = 16
+_ALL: Final = (1 << 64) - 1
 _SECOND: Final = 1_000_000_000
 #: What one read may give, and how many reads are looked at together.
 _READ: Final = 65536
@@ -80,6 +82,11 @@ class Receiver:
         self._by_spi: Final[dict[int, InboundSa]] = {}
         self._buffer: Final = bytearray(_BUFFER)
         self._view: Final = memoryview(self._buffer)
+        # What the last datagram came with, and what it means.
+        self._ancillary = _NOTHING
+        self._address: tuple[str, int] = ("", 0)
+        self._joined = 0
+        self._origin: _Origin = _NOBODY
         self._outer_header: Final = bytearray(20)
         self._bursts: Final[dict[tuple[int, int, int, int], Burst]] = {}
         self._mapped: Final[dict[int, int]] = {}
@@ -126,8 +133,14 @@ class Receiver:
             size, ancillary, _, address = sock.recvmsg_into(
                 (self._view[used : used + _READ],), 256, socket.MSG_DONTWAIT
             )
-            joined, tos = udp_ancillary(ancillary)
-            return size, (joined or size, tos, Endpoint(address[0], address[1])), ancillary
+            # Most reads say what the one before said: not to take it apart again saves 2 us.
+            if ancillary != self._ancillary or address != self._address:
+                self._ancillary, self._address = ancillary, address
+                self._joined, tos = udp_ancillary(ancillary)
+                self._origin = (self._joined or size, tos, Endpoint(address[0], address[1]))
+            elif not self._joined and size != self._origin[0]:
+                self._origin = (size, *self._origin[1:])
+            return size, self._origin, ancillary
 
         self._collect(read, DRAIN, sock)
 
@@ -295,19 +308,20 @@ class Receiver:
         if sa is None or sa.expired or wire < sa.cipher.overhead + 40:
             return False
         burst = self._burst_for(wire, sa)
-        low = burst.numbers(count)
-        if low is None or not burst.one_spi(count):
+        found = burst.numbers(count)
+        if found is None:
             return False
         window = sa.window
-        first = window.infer(int(low[0]))
+        low, high = int(found[0]), int(found[-1])
+        first = window.infer(low & 0xFFFFFFFF)
         if first <= window.top:
             return False
-        numbers = low + (first - int(low[0]))
+        numbers = found - np.uint64(low - first & _ALL)
         try:
-            burst.open(count, sa.cipher, numbers)
+            burst.open(count, sa.cipher, sa.spi, numbers)
         except InvalidTag:
             return False
-        if int(numbers[-1]) - first == count - 1:
+        if high - low == count - 1:
             window.accept_run(first, count)
         else:
             for number in numbers.tolist():

@@ -140,7 +140,7 @@ class Rows:
         self._steps: Final = np.arange(rows, dtype=np.uint64)
         self._offsets: Final = np.arange(rows, dtype=np.uint32) * np.uint32(mss)
         #: Whose SPI and salt are in all rows.
-        self._owner: tuple[EspCipher, int] | None = None
+        self._owner: tuple[int, bytes] | None = None
         # The inner packet's columns.
         self._heads: Final = self._plain[:, :header]
         self._payloads: Final = self._plain[:, header:inner]
@@ -179,8 +179,8 @@ class Rows:
         ``data`` are the octets of ``whole.packet``; ``seq`` numbers the first packet.
         """
         self._fill(whole, data, at, count)
-        if self._owner != (cipher, spi):
-            self._owner = (cipher, spi)
+        if self._owner != (spi, cipher.salt):
+            self._owner = (spi, cipher.salt)
             self._spi[:] = spi
             self._wide_spi[:] = spi
             if cipher.aead is not None:

@@ -34,9 +34,6 @@ from ipsec_ike.selectors import TrafficSelector
 
 #: Packets read before the loop looks at its other business.
 DRAIN: Final = 64
-#: Nanoseconds of silence after which an ordinary packet is taken to come alone, as acknowledgements
-#: do: the loop waits again at once. A read that finds nothing costs a third of such a packet.
-PAUSE: Final = 200_000
 #: From so many segments on the matrix pays off.
 VECTOR: Final = 8
 #: Seconds between two Acquire for one reqid.
@@ -197,17 +194,13 @@ class Transmitter:
     def drain(self) -> None:
         """Read and send up to DRAIN packets. Raises OSError if the device is gone."""
         buffers = (self._header, self._packet)
-        now = time.monotonic_ns()
-        alone = now - self._now > PAUSE
-        self._now = now
+        self._now = time.monotonic_ns()
         for _ in range(DRAIN):
             try:
                 size = os.readv(self._tun, buffers)
             except BlockingIOError:
                 break
             self._handle(size - VNET_LENGTH)
-            if alone and not self._header[1]:
-                break
         self._batch.flush()
 
     def _handle(self, size: int) -> None:

@@ -16,9 +16,10 @@ from ipsec_gateway.ipsec.esp import encapsulate
 from ipsec_gateway.ipsec.linux import UDP_SEGMENT
 from ipsec_gateway.ipsec.shared import Word
 from ipsec_gateway.ipsec.tun import VNET, VNET_NONE
-from ipsec_ike.actions import Direction, UpdateSa
+from ipsec_ike.actions import Direction, SaId, UpdateSa
 from ipsec_ike.config import Lifetime
 from ipsec_ike.inputs import Endpoint, Expire, Mapping, UnknownSpi
+from ipsec_ike.numbers import Protocol
 from ipsec_ike.selectors import TrafficSelector
 from ipsec_lab.esp_packets import SUITES, make_spec, tcp, tcp_ok, tso, udp4, udp6
 from ipsec_lab.esp_wire import Wire, open_wire
@@ -357,6 +358,37 @@ def test_ecn_is_combined(
     assert struct.unpack_from("!H", packet, 2)[0] == len(packet)
     assert sum(struct.unpack("!10H", packet[:20])) % 65535 == 0
     assert vnet == VNET_NONE or count > 1
+
+
+def test_each_read_is_judged_by_what_came_with_it(wire: Wire) -> None:
+    wire.connect()
+    seq = 1
+    for count, outer in ((12, 0), (12, 3), (12, 0), (1, 3), (1, 0), (1, 3), (12, 3)):
+        packets = [esp(p, n) for n, p in enumerate(stream(count, tos=2), seq)]
+        seq += count
+        burst(wire, packets, tos=outer)
+        wire.into.drain_udp(wire.sock_b)
+        ((_, packet),) = wire.received()
+        assert packet[1] == (3 if outer == 3 else 2)
+    for size in (30, 31, 30):
+        wire.inject(esp(udp4(b"x" * size), seq))
+        wire.into.drain_udp(wire.sock_b)
+        seq += 1
+        assert wire.packets() == [udp4(b"x" * size)]
+
+
+def test_two_sas_in_one_burst(wire: Wire) -> None:
+    wire.connect()
+    wire.into.add_sa(
+        wire.spec(direction=Direction.IN, id=SaId(Direction.IN, Protocol.ESP, 0x1001, "127.0.0.1")),
+        2,
+    )
+    packets = [esp(p, n, spi=0x1000 + (4 <= n < 9)) for n, p in enumerate(stream(14), 1)]
+    burst(wire, packets)
+    wire.into.drain_udp(wire.sock_b)
+    assert len(wire.packets()) == 14
+    counted = [wire.state.words[wire.state.base(slot) + Word.PACKETS] for slot in (1, 2)]
+    assert counted == [9, 5]
 
 
 def test_unknown_spis_are_reported_sparingly(wire: Wire) -> None:
