@@ -26,10 +26,10 @@ SETTLE: Final = 120.0
 PATIENCE: Final = 60.0
 
 
-def simulate(seed: int, trace: Trace | None = None) -> World:
+def simulate(seed: int, trace: Trace | None = None, kind: type[World] = World) -> World:
     """The whole life of one seed. Raises Broken with the first thing that is wrong; any other
     exception comes out of an engine and is a bug, too."""
-    world = World(draw(seed), trace)
+    world = kind(draw(seed), trace)
     _trouble(world)
     _heal(world)
     world.run_until(world.now + SETTLE)

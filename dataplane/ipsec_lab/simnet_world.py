@@ -21,7 +21,7 @@ from typing import Final
 
 from ipsec_ike.actions import AddSa, DeleteSa, SendDatagram, UpdateSa
 from ipsec_ike.config import PeerConfig, Start
-from ipsec_ike.engine import Engine
+from ipsec_ike.engine import Action, Engine
 from ipsec_ike.events import ChildSaDown, ChildSaUp, Event, IkeSaDown
 from ipsec_ike.inputs import Acquire, Datagram, Mapping, UnknownSpi
 from ipsec_ike.numbers import ExchangeType
@@ -82,18 +82,21 @@ class Node:
     def drain(self) -> None:
         """Perform the engine's actions in their order."""
         for action in self.engine.take_actions():
-            match action:
-                case SendDatagram():
-                    self.world.send(
-                        self,
-                        Packet(action.local, action.remote, action.data, marker=action.encap),
-                    )
-                case AddSa() | UpdateSa() | DeleteSa():
-                    self.world.say(self.name, _describe(action))
-                    self.dataplane.perform(action)
-                case _:
-                    self.world.happened(self, action)
+            self.perform(action)
         self.world.keep_promises()
+
+    def perform(self, action: Action) -> None:
+        """One action."""
+        match action:
+            case SendDatagram():
+                self.world.send(
+                    self, Packet(action.local, action.remote, action.data, marker=action.encap)
+                )
+            case AddSa() | UpdateSa() | DeleteSa():
+                self.world.say(self.name, _describe(action))
+                self.dataplane.perform(action)
+            case _:
+                self.world.happened(self, action)
 
     def receive(self, packet: Packet) -> None:
         """A packet arrives."""
@@ -148,6 +151,8 @@ class Node:
 class World:
     """Two nodes, the network between them, and one virtual clock."""
 
+    node_type: type[Node] = Node
+
     def __init__(self, profile: Profile, trace: Trace | None = None) -> None:
         self.profile = profile
         self.now = 0.0
@@ -170,7 +175,7 @@ class World:
             )
         self.nodes: dict[str, Node] = {}
         for name in (LEFT, RIGHT):
-            self.nodes[name] = Node(self, name, self.rng.uniform(0, 1e6))
+            self.nodes[name] = self.node_type(self, name, self.rng.uniform(0, 1e6))
 
     def say(self, who: str, what: str) -> None:
         """One line of the trace."""
