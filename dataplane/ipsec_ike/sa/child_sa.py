@@ -56,6 +56,10 @@ LIVE: Final = frozenset({ChildState.INSTALLED, ChildState.REKEYING})
 class Owner(Protocol):
     """The IKE SA of a child."""
 
+    @property
+    def up(self) -> bool:
+        """Authenticated, and the one that carries its children."""
+
     def child_soft(self, child: ChildSa) -> None:
         """It is time to rekey."""
 

@@ -235,10 +235,15 @@ def report_down(sa: IkeSa, child: ChildSa, reason: Reason, message: str) -> None
 
 def lose(sa: IkeSa, child: ChildSa, reason: Reason, message: str, *, grace: bool) -> None:
     """It is gone, together with the other side's: take it out, tell, and let the peer object
-    decide about a new one."""
-    live = child.live and not has_equal(sa, child.config, (None, None), besides=child)
+    decide about a new one. If there is an equal one, that is its successor."""
+    live = child.live
     remove(sa, child, grace=grace)
-    if live:
+    if not live:
+        return
+    heir = sa.peer.heir(sa, child)
+    if heir is not None:
+        take_over(sa, child, heir)
+    else:
         report_down(sa, child, reason, message)
         sa.peer.child_lost(sa, child, reason)
 
@@ -268,14 +273,11 @@ def by_peer_spi(sa: IkeSa, protocol: int, spi: int) -> ChildSa | None:
     return None
 
 
-def has_equal(
-    sa: IkeSa, config: ChildConfig, packet: Packet, *, besides: ChildSa | None = None
-) -> bool:
+def has_equal(sa: IkeSa, config: ChildConfig, packet: Packet) -> bool:
     """Whether there is a child that carries what a new one for ``packet`` would."""
     local, remote = packet
     return any(
         child.live
-        and child is not besides
         and child.config == config
         and (local is None or covers(child.local_ts, (local,)))
         and (remote is None or covers(child.remote_ts, (remote,)))

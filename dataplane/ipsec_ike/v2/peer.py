@@ -147,6 +147,16 @@ class Peer(Timed):
             if child.live and child.config.name == name
         ]
 
+    def heir(self, sa: IkeSa, child: ChildSa) -> ChildSa | None:
+        """Another child for the same traffic, in an IKE SA that is up; rather one that we send on
+        already."""
+        best: ChildSa | None = None
+        for other in self.live_children(sa, child.config.name):
+            fits = other is not child and other.config == child.config and other.owner.up
+            if fits and (best is None or other.outbound):
+                best = other
+        return best
+
     def current(self) -> IkeSa | None:
         """The IKE SA to use for new children: the newest that is up, doomed ones last."""
         best: IkeSa | None = None
