@@ -15,7 +15,6 @@ exit  when
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import shutil
 import signal
@@ -25,7 +24,7 @@ from typing import Final, get_args
 
 import click
 
-from ipsec_gateway import logs
+from ipsec_gateway import collector, logs
 from ipsec_gateway.ipsec.base import IpsecBackend
 from ipsec_gateway.ports import PortConflict
 from ipsec_gateway.runtime import Gateway, Options
@@ -115,7 +114,8 @@ def gateway(
     if problem := _lacking(dataplane):
         _end(problem, _LACKING)
     logs.setup(log_format, log_level)
-    options = Options(state=state, listen=listen, device=DEVICE)
+    # Offloads join what one system call sends and receives in UDP, and not in IP protocol 50.
+    options = Options(state=state, listen=listen, device=DEVICE, encapsulate=True)
     try:
         asyncio.run(_run(options, manifests))
     except PortConflict as exc:
@@ -132,10 +132,7 @@ async def _run(options: Options, manifests: Path) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, it.stop)
     loop.add_signal_handler(signal.SIGHUP, it.refresh)
-    # What is there now stays: a collection need not look at it again. Thousands of SAs are long
-    # lived too, so look for garbage more rarely than the default.
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 50)
+    collector.settle()
     await it.run()
 
 

@@ -4,6 +4,11 @@ The process is a fresh interpreter: nothing of the gateway's memory, event loop 
 It inherits descriptors by number and learns SAs and policies over the control socket. When it ends,
 a new one is started and told everything again from what the gateway holds (``snapshot``), so a
 request that was under way when the old one died is done when the new one is ready.
+
+There are two sockets to it. Requests go over the control socket, which wakes it. New SAs go into
+the other one, the shelf, which it looks into when a packet has no SA, before it works on a request,
+and when it is told to, a moment after something was put there. So nothing that a packet needs is
+ever missing, and a burst of a hundred handshakes does not wake it a hundred times.
 """
 
 from __future__ import annotations
@@ -19,7 +24,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from ipsec_gateway.ipsec.base import DataplaneError
-from ipsec_gateway.ipsec.control import Body, Decoder, Message, Ping, Reply, Request, encode
+from ipsec_gateway.ipsec.control import AddSa, Body, Decoder, Message, Ping, Reply, Request, encode
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +38,10 @@ PING_INTERVAL: Final = 5.0
 _BACKOFF: Final = (0.05, 5.0)
 #: Octets that may wait for a process before ``post`` drops.
 _POST_LIMIT: Final = 4 << 20
+#: Seconds after which a process is woken to take what is on its shelf.
+_SHELF_TIME: Final = 0.02
+#: Octets of the largest frame for the shelf.
+_SHELF_FRAME: Final = 1 << 15
 
 
 class _Gone(Exception):
@@ -47,11 +56,14 @@ class _Process:
         process: asyncio.subprocess.Process,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
+        shelf: socket.socket,
         on_event: Callable[[Message], None],
     ) -> None:
         self._process: Final = process
         self._reader: Final = reader
         self._writer: Final = writer
+        self._shelf: Final = shelf
+        self._reminder: asyncio.TimerHandle | None = None
         self._on_event: Final = on_event
         self._numbers: Final = itertools.count(1)
         self._open: Final[dict[int, asyncio.Future[Reply]]] = {}
@@ -87,14 +99,34 @@ class _Process:
         """Send without an answer; False if it is gone or too much waits already."""
         if self._writer.transport.get_write_buffer_size() > _POST_LIMIT:
             return False
-        return self.tell(body)
-
-    def tell(self, body: Body) -> bool:
-        """Send without an answer; False if it is gone."""
         if self._listener.done():
             return False
         self._writer.write(encode(Request(0, body)))
         return True
+
+    def tell(self, body: AddSa) -> bool:
+        """Put a new SA on the shelf; False if the process is gone."""
+        if self._listener.done():
+            return False
+        frame = encode(Request(0, body))
+        try:
+            if len(frame) > _SHELF_FRAME:
+                raise BlockingIOError
+            self._shelf.send(frame)
+        except BlockingIOError:
+            # Full. What goes over the control socket makes it take what is on the shelf first.
+            self._writer.write(frame)
+        except OSError:
+            return False
+        else:
+            if self._reminder is None:
+                loop = asyncio.get_running_loop()
+                self._reminder = loop.call_later(_SHELF_TIME, self._remind)
+        return True
+
+    def _remind(self) -> None:
+        self._reminder = None
+        self.post(Ping())
 
     async def _listen(self) -> None:
         decoder = Decoder()
@@ -124,6 +156,9 @@ class _Process:
 
     async def close(self) -> None:
         """Let it end by closing the control socket, or end it."""
+        if self._reminder is not None:
+            self._reminder.cancel()
+        self._shelf.close()
         self._writer.close()
         try:
             await asyncio.wait_for(self._process.wait(), 5.0)
@@ -158,7 +193,7 @@ class Supervisor:
         self._on_restart: Final = on_restart
         self._process: _Process | None = None
         #: What was told while there was no process; the next one hears it behind the snapshot.
-        self._missed: list[Body] = []
+        self._missed: list[AddSa] = []
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -198,10 +233,10 @@ class Supervisor:
             else:
                 return
 
-    def tell(self, body: Body) -> None:
-        """Have ``body`` done before anything that arrives from now on, without waiting for it.
+    def tell(self, body: AddSa) -> None:
+        """Have a new SA there for every packet that arrives from now on, without waiting for it.
 
-        Whatever it changes must be in ``snapshot`` already. Raises DataplaneError after ``close``.
+        It must be in ``snapshot`` already. Raises DataplaneError after ``close``.
         """
         if not self._running().tell(body):
             self._missed.append(body)
@@ -253,7 +288,9 @@ class Supervisor:
 
     async def _spawn(self) -> _Process:
         ours, theirs = socket.socketpair()
-        numbers = [theirs.fileno(), *self._descriptors]
+        shelf, their_shelf = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        shelf.setblocking(False)
+        numbers = [theirs.fileno(), their_shelf.fileno(), *self._descriptors]
         arguments = [self.direction, *map(str, numbers), ",".join(map(str, self._sockets))]
         try:
             process = await asyncio.create_subprocess_exec(
@@ -268,15 +305,18 @@ class Supervisor:
             )
         except OSError as exc:
             ours.close()
+            shelf.close()
             raise DataplaneError(f"packet process cannot be started: {exc}") from exc
         finally:
             theirs.close()
+            their_shelf.close()
         reader, writer = await asyncio.open_connection(sock=ours)
-        started = _Process(process, reader, writer, self._on_event)
+        started = _Process(process, reader, writer, shelf, self._on_event)
         try:
             await asyncio.wait_for(asyncio.shield(started.ready), START_TIMEOUT)
             for body in self._snapshot():
-                started.tell(body)
+                if not (isinstance(body, AddSa) and started.tell(body)):
+                    await started.request(body)
             await started.request(Ping())
         except (_Gone, TimeoutError) as exc:
             started.kill()

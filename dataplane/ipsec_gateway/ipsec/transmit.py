@@ -107,7 +107,8 @@ class Transmitter:
     """Outbound SAD and SPD and the way of each packet.
 
     ``emit`` gets Acquire, Expire and PathMtu. ``tun`` is a descriptor that reads as a TUN device
-    with virtio headers does. ``vector`` off leaves every packet to the plain path.
+    with virtio headers does. ``vector`` off leaves every packet to the plain path. ``catch_up`` may
+    add the SA that a packet has not got yet.
     """
 
     def __init__(
@@ -118,12 +119,14 @@ class Transmitter:
         emit: Callable[[Event], None],
         *,
         vector: bool = True,
+        catch_up: Callable[[], object] = lambda: None,
     ) -> None:
         self._tun: Final = tun
         self._words: Final = state.words
         self._state: Final = state
         self._emit: Final = emit
         self._vector: Final = vector
+        self._catch_up: Final = catch_up
         self._outer: Final = outer(self._send_failed, emit)
         self._batch: Final = Batch(self._outer)
         self._database: Final = OutboundDatabase()
@@ -307,22 +310,24 @@ class Transmitter:
         self._words[Drop.OUT_SEND_FAILED] += packets
 
     def _refuse(self, reason: Drop, flow: Flow, packet: memoryview) -> None:
-        self._drop(reason)
-        if reason is not Drop.OUT_NO_SA:
-            return
-        policy = self._database.policy(flow)
+        policy = self._database.policy(flow) if reason is Drop.OUT_NO_SA else None
         if policy is None:
-            return
+            return self._drop(reason)
         # The newest packet of each policy waits for its SA, so that a first ping is answered.
         now = time.monotonic()
         if len(packet) <= HELD_SIZE:
             self._held[policy.reqid] = (bytes(self._header), bytes(packet), now)
+            self._catch_up()
+            if policy.reqid not in self._held:
+                return None  # the SA was there, and the packet has gone
+        self._drop(reason)
         if now - self._acquired.get(policy.reqid, -ACQUIRE_INTERVAL) >= ACQUIRE_INTERVAL:
             self._acquired[policy.reqid] = now
             src, dst, protocol, one, two = flow
             self._emit(
                 Acquire(policy.reqid, _selector(src, protocol, one), _selector(dst, protocol, two))
             )
+        return None
 
 
 def _selector(address: bytes, protocol: int, port: int) -> TrafficSelector:

@@ -1,6 +1,6 @@
 """A packet process: one direction, one loop. Started by ``supervisor`` as
 
-    python -m ipsec_gateway.ipsec.worker out|in CONTROL TUN SHARED SOCKET,SOCKET,...
+    python -m ipsec_gateway.ipsec.worker out|in CONTROL SHELF TUN SHARED SOCKET,SOCKET,...
 
 where the words in capitals are inherited descriptors. It ends when the gateway closes the control
 socket or is gone.
@@ -39,15 +39,20 @@ from ipsec_ike.errors import LocalMisuse
 
 #: Octets of events that may wait for the gateway; later ones are lost, replies never are.
 BACKLOG: Final = 1 << 20
+#: More than the largest frame that is put on the shelf.
+_FRAME: Final = 1 << 16
 
 
 class Control:
-    """The process's end of the control socket."""
+    """The process's ends of the control socket and of the shelf, where new SAs lie."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, shelf: socket.socket) -> None:
         sock.setblocking(False)
+        shelf.setblocking(False)
         self.sock: Final = sock
+        self._shelf: Final = shelf
         self._decoder: Final = Decoder()
+        self._shelf_decoder: Final = Decoder()
         self._waiting: Final = bytearray()
 
     def backlog(self) -> int:
@@ -61,16 +66,35 @@ class Control:
 
     def work(self, perform: Callable[[Body], None]) -> bool:
         """Do what the gateway has said. False when it is gone."""
+        alive = True
         try:
             data = self.sock.recv(1 << 16)
+            alive = bool(data)
         except BlockingIOError:
-            return True
+            data = b""
         except ConnectionError:
             return False
-        for message in self._decoder.feed(data):
+        # Whatever was put on the shelf before these requests were sent is there by now, and they
+        # may be about it.
+        self._take(perform)
+        self._perform(perform, self._decoder, data)
+        return alive
+
+    def _take(self, perform: Callable[[Body], None]) -> None:
+        """What is on the shelf."""
+        while True:
+            try:
+                frame = self._shelf.recv(_FRAME)
+            except (BlockingIOError, ConnectionError):
+                return
+            if not frame:
+                return
+            self._perform(perform, self._shelf_decoder, frame)
+
+    def _perform(self, perform: Callable[[Body], None], decoder: Decoder, data: bytes) -> None:
+        for message in decoder.feed(data):
             if isinstance(message, Request):
                 _answer(self, perform, message)
-        return bool(data)
 
     def reply(self, number: int, error: str = "") -> None:
         """Answer a request."""
@@ -105,7 +129,7 @@ def serve(
     alive = control.flush()
     while alive:
         events = poll.poll()
-        # The gateway does not wait until an SA is installed before it lets the peer use it.
+        # Requests first: packets may come because of them.
         if any(descriptor == control_fd for descriptor, _ in events) and not control.work(perform):
             return
         for descriptor, _ in events:
@@ -132,7 +156,11 @@ def _answer(control: Control, perform: Callable[[Body], None], request: Request)
 def run_out(control: Control, tun: int, state: SharedState, sockets: list[socket.socket]) -> None:
     """The outbound process."""
     transmitter = Transmitter(
-        tun, lambda failed, report: Outer(sockets, failed, report), state, control.emit
+        tun,
+        lambda failed, report: Outer(sockets, failed, report),
+        state,
+        control.emit,
+        catch_up=lambda: control.work(perform),
     )
 
     def perform(body: Body) -> None:
@@ -153,7 +181,6 @@ def run_out(control: Control, tun: int, state: SharedState, sockets: list[socket
 
 def run_in(control: Control, tun: int, state: SharedState, sockets: list[socket.socket]) -> None:
     """The inbound process."""
-    # An SA may have been told while packets were read that need it already.
     receiver = Receiver(tun, state, control.emit, catch_up=lambda: control.work(perform))
 
     def perform(body: Body) -> None:
@@ -180,8 +207,8 @@ def main(argv: Sequence[str]) -> None:
     """Entry point; ``argv`` without the program's name."""
     # The gateway decides when this process ends, not a terminal.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    direction, control_fd, tun, shared, sockets = argv
-    control = Control(socket.socket(fileno=int(control_fd)))
+    direction, control_fd, shelf_fd, tun, shared, sockets = argv
+    control = Control(socket.socket(fileno=int(control_fd)), socket.socket(fileno=int(shelf_fd)))
     state = SharedState.attach(int(shared))
     opened = [socket.socket(fileno=int(fd)) for fd in sockets.split(",") if fd]
     # Nothing in the packet path makes cycles; the collector would only look at the modules again.
