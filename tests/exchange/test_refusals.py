@@ -74,6 +74,7 @@ def test_no_common_proposal_for_the_ike_sa() -> None:
     assert len(mismatch.differences) == 2
     assert "AES_GCM_16_256" in mismatch.differences[0]
     assert "AES_GCM_16_128" in mismatch.differences[0]
+    pair.sleep(3.0, deaf=True)  # anybody could have said that
     (down,) = pair.of(LEFT, IkeSaDown)
     assert down.reason is Reason.NO_PROPOSAL_CHOSEN
     assert not down.established

@@ -261,10 +261,20 @@ class IkeSa(Timed):
         if self.state is State.DELETING or self.state is State.REKEYED:
             self.forget()
         elif self.state is State.CONNECTING:
-            self.close(Reason.TIMEOUT, message, notify=False)
+            self._no_answer(message)
         else:
             self.close(Reason.PEER_DEAD, message, notify=False)
         return False
+
+    def _no_answer(self, message: str) -> None:
+        """An attempt fails: with the refusal that came, if one came."""
+        refusal = None if self.handshake is None else self.handshake.refusal
+        if refusal is None:
+            self.close(Reason.TIMEOUT, message, notify=False)
+            return
+        if refusal.event is not None:
+            self.host.emit(refusal.event)
+        self.close(refusal.reason, refusal.message, notify=False)
 
     def _end_of_life(self) -> None:
         self.hard_at = NEVER

@@ -10,12 +10,12 @@ The responder keeps nothing before it has answered with its half of the Diffie-H
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ipsec_ike.config import ChildConfig, PeerConfig
 from ipsec_ike.crypto.groups import KeyExchange, generate
 from ipsec_ike.errors import IkeError, InvalidSyntax, NoProposalChosen
-from ipsec_ike.events import Reason
+from ipsec_ike.events import Event, Reason
 from ipsec_ike.inputs import Datagram, Endpoint
 from ipsec_ike.numbers import ExchangeType, NotifyType, SignatureHash
 from ipsec_ike.sa import choose
@@ -45,6 +45,9 @@ if TYPE_CHECKING:
 _NO_SPI: Final = bytes(8)
 #: How often a responder may ask for another cookie or group before we call it a failure.
 _MOST_COOKIES: Final = 5
+#: Seconds for which the true answer may still come after a refusal or nonsense: nothing of
+#: IKE_SA_INIT is authenticated, so anybody who sees our request can make one up (RFC 7296 2.21.1).
+_DOUBT: Final = 3.0
 
 FRAGMENTATION: Final = NotifyPayload(NotifyType.IKEV2_FRAGMENTATION_SUPPORTED)
 CHILDLESS: Final = NotifyPayload(NotifyType.CHILDLESS_IKEV2_SUPPORTED)
@@ -58,12 +61,21 @@ HASHES: Final = NotifyPayload(
 )
 
 
+class Refusal(NamedTuple):
+    """What the attempt ends with if no better answer comes."""
+
+    reason: Reason
+    message: str
+    event: Event | None = None
+
+
 class Handshake:
     """What only lives until the peer is authenticated: nonces, first messages, wishes."""
 
     __slots__ = (
         "child",
         "cookie",
+        "cookie_group",
         "cookies",
         "group",
         "ke",
@@ -73,6 +85,7 @@ class Handshake:
         "packet",
         "raw_i",
         "raw_r",
+        "refusal",
         "replaces",
         "tried",
     )
@@ -87,7 +100,10 @@ class Handshake:
         self.group = 0
         self.tried: tuple[int, ...] = ()
         self.cookie = b""
+        #: The group of the request that was answered with it.
+        self.cookie_group = 0
         self.cookies = 0
+        self.refusal: Refusal | None = None
         #: The child to negotiate in IKE_AUTH, the packet that wants it, and what was offered.
         self.child: ChildConfig | None = None
         self.packet: Packet = (None, None)
@@ -139,6 +155,7 @@ def _send(sa: IkeSa, handshake: Handshake) -> None:
     handshake.raw_i = encode_clear(
         sa.spi_i, _NO_SPI, ExchangeType.IKE_SA_INIT, FLAG_INITIATOR, 0, payloads
     )
+    handshake.refusal = None
     sa.current = InitExchange()
     sa.window.sent((handshake.raw_i,), host.now, config.retransmission)
     send(sa, (handshake.raw_i,))
@@ -206,10 +223,12 @@ def finish(sa: IkeSa, header: Header, datagram: Datagram) -> None:
         try:
             _agree(sa, handshake, header, payloads)
         except IkeError as exc:
-            sa.close(Reason.INVALID_MESSAGE, f"answer to IKE_SA_INIT: {exc}", notify=False)
+            counters["dropped_malformed"] += 1
+            text = f"answer to IKE_SA_INIT: {exc}"
+            _doubt(sa, handshake, Refusal(Reason.INVALID_MESSAGE, text))
             return
         handshake.raw_r = datagram.data
-        handshake.ke = None
+        handshake.ke = handshake.refusal = None
         sa.current = None
         sa.window.answered()
         if sa.encap and sa.local.port == IKE_PORT:
@@ -221,15 +240,18 @@ def finish(sa: IkeSa, header: Header, datagram: Datagram) -> None:
 def _return_cookie(sa: IkeSa, handshake: Handshake, cookie: NotifyPayload) -> None:
     """RFC 7296 2.6: the same request again, with the cookie first.
 
-    Another cookie is believed only if there was no answer to the first one for a while: anybody on
-    the way can make one up, and following it changes what AUTH will sign (RFC 7296 2.6.1).
+    Another cookie is believed only if there was no answer to the first one for a while, or if the
+    request has another group since: anybody on the way can make one up, and following it changes
+    what AUTH will sign (RFC 7296 2.6.1).
     """
-    again = handshake.cookie and (cookie.data == handshake.cookie or not sa.window.tries)
+    fresh = sa.window.tries or handshake.cookie_group != handshake.group
+    again = handshake.cookie and (cookie.data == handshake.cookie or not fresh)
     if again or not 1 <= len(cookie.data) <= 64 or handshake.cookies >= _MOST_COOKIES:
         sa.host.counters["dropped_cookie"] += 1
         return
     handshake.cookies += 1
     handshake.cookie = cookie.data
+    handshake.cookie_group = handshake.group
     _send(sa, handshake)
 
 
@@ -249,13 +271,24 @@ def _refused(sa: IkeSa, handshake: Handshake, error: NotifyPayload) -> None:
             _send(sa, handshake)
             return
         text += f": it wants group {group}, we offer {', '.join(map(str, offered))}"
-        sa.close(Reason.NO_PROPOSAL_CHOSEN, text, notify=False)
+        refusal = Refusal(Reason.NO_PROPOSAL_CHOSEN, text)
     elif error.notify == NotifyType.NO_PROPOSAL_CHOSEN:
-        sa.host.emit(ike_mismatch(config.name, config.ike_proposals, ()))
         text += "; compare the IKE proposals and the addresses by which the peer selects them"
-        sa.close(Reason.NO_PROPOSAL_CHOSEN, text, notify=False)
+        mismatch = ike_mismatch(config.name, config.ike_proposals, ())
+        refusal = Refusal(Reason.NO_PROPOSAL_CHOSEN, text, mismatch)
     else:
-        sa.close(Reason.PEER_ERROR, text, notify=False)
+        refusal = Refusal(Reason.PEER_ERROR, text)
+    _doubt(sa, handshake, refusal)
+
+
+def _doubt(sa: IkeSa, handshake: Handshake, refusal: Refusal) -> None:
+    """Go on asking for a moment, because the answer may be forged; then it counts."""
+    host, window = sa.host, sa.window
+    if handshake.refusal is None:
+        window.give_up_at = min(window.give_up_at, host.now + _DOUBT)
+        window.deadline = min(window.deadline, window.give_up_at)
+        host.timers.arm(sa)
+    handshake.refusal = refusal
 
 
 def _agree(sa: IkeSa, handshake: Handshake, header: Header, payloads: Sequence[Payload]) -> None:
