@@ -78,6 +78,7 @@ class Engine:
         """Note from now on what a later life needs, for ``records``."""
         if self.host.recorder is None:
             self.host.recorder = Recorder()
+            self.host.recorder.configured = True
 
     def records(self) -> list[Record]:
         """What has changed since the last call. It must be kept in a safe place before any of the
@@ -263,7 +264,7 @@ class Engine:
         """The peer sends ESP to an SPI that nobody has (RFC 7296 1.5, 2.21.4)."""
         host = self.host
         host.now = now
-        if unknown.spi in host.children:
+        if unknown.spi in host.children or not host.may_answer():
             return
         for sa in tuple(host.sas.values()):
             if sa.up and sa.remote.address == unknown.remote.address:

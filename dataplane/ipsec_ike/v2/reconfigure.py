@@ -53,6 +53,8 @@ def configure(host: Host, configs: Sequence[PeerConfig]) -> None:
     peers.by_name.clear()
     peers.by_name.update((config.name, known[config.name]) for config in configs)
     peers.index()
+    if host.recorder is not None:
+        host.recorder.configured = True
     for peer in gone:
         peer.terminate(Reason.CONFIGURATION, "the peer was removed from the configuration")
     for peer, old in changed:

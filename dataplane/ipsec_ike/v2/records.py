@@ -14,6 +14,7 @@ numbers would start anew (RFC 4303 3.3.2, RFC 4106 2).
 from __future__ import annotations
 
 import hmac
+from collections import Counter
 from collections.abc import Iterable
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
@@ -73,58 +74,77 @@ class Record:
 class Recorder:
     """Finds out which records have to be written anew. One for an engine, if it is to be resumed.
 
-    ``touched`` are the IKE SAs that may differ from their records.
+    ``touched`` are the IKE SAs that may differ from their records, ``configured`` says that peers
+    may. Those are written when they are configured, not when one of many sets up its IKE SA.
     """
 
-    __slots__ = ("_configs", "_written", "touched")
+    __slots__ = ("_configs", "_counts", "_written", "configured", "touched")
 
     def __init__(self) -> None:
         self.touched: dict[IkeSa, None] = {}
-        #: The peer of each IKE SA that has a record, by our SPI.
+        self.configured = False
+        #: The peer of each IKE SA that has a record, by our SPI, and how many each peer has.
         self._written: dict[bytes, str] = {}
-        #: The configuration that was written, and for how many IKE SAs it has to stay.
-        self._configs: dict[str, tuple[PeerConfig, int]] = {}
+        self._counts: Counter[str] = Counter()
+        #: The configurations that have records.
+        self._configs: dict[str, PeerConfig] = {}
 
     def take(self, host: Host) -> list[Record]:
         """The records that differ from those of the last call."""
-        if not self.touched:
-            return []
-        touched, self.touched = self.touched, {}
         records: list[Record] = []
+        if self.configured:
+            self.configured = False
+            self._peers(host, records)
+        if not self.touched:
+            return records
+        touched, self.touched = self.touched, {}
         for sa in touched:
             spi = sa.our_spi
             if host.sas.get(spi) is not sa:
                 if spi not in host.sas:
-                    self._gone(spi, records)
+                    self._gone(host, spi, records)
             elif sa.state not in (State.CREATED, State.CONNECTING):
-                self._config(host, spi, sa.peer.config, records)
+                self._owner(host, spi, sa.peer.config, records)
                 records.append(Record(f"sa {spi.hex()}", ike_sa(host, sa)))
         return records
 
-    def _config(self, host: Host, spi: bytes, config: PeerConfig, records: list[Record]) -> None:
-        name = config.name
-        known, count = self._configs.get(name, (None, 0))
-        before = self._written.get(spi)
-        if before != name:
-            if before is not None:
-                self._gone(spi, records)
-            self._written[spi] = name
-            count += 1
-        if known is not config:
-            records.append(Record(f"peer {name}", _peer(host, config)))
-        self._configs[name] = (config, count)
+    def _peers(self, host: Host, records: list[Record]) -> None:
+        current = host.peers.by_name
+        for name in [n for n in self._configs if n not in current and not self._counts[n]]:
+            self._forget(name, records)
+        for peer in current.values():
+            self._config(host, peer.config, records)
 
-    def _gone(self, spi: bytes, records: list[Record]) -> None:
+    def _config(self, host: Host, config: PeerConfig, records: list[Record]) -> None:
+        if self._configs.get(config.name) is not config:
+            self._configs[config.name] = config
+            records.append(Record(f"peer {config.name}", _peer(host, config)))
+
+    def _owner(self, host: Host, spi: bytes, config: PeerConfig, records: list[Record]) -> None:
+        before = self._written.get(spi)
+        if before != config.name:
+            if before is not None:
+                self._gone(host, spi, records)
+            self._written[spi] = config.name
+            self._counts[config.name] += 1
+        if config.name not in host.peers.by_name or config.name not in self._configs:
+            # It was configured, and has an IKE SA that is being deleted.
+            self._config(host, config, records)
+
+    def _gone(self, host: Host, spi: bytes, records: list[Record]) -> None:
         name = self._written.pop(spi, None)
         if name is None:
             return
         records.append(Record(f"sa {spi.hex()}", None))
-        config, count = self._configs[name]
-        if count > 1:
-            self._configs[name] = (config, count - 1)
-        else:
-            del self._configs[name]
-            records.append(Record(f"peer {name}", None))
+        self._counts[name] -= 1
+        if not self._counts[name]:
+            del self._counts[name]
+            if name not in host.peers.by_name:
+                self._forget(name, records)
+
+    def _forget(self, name: str, records: list[Record]) -> None:
+        del self._configs[name]
+        records.append(Record(f"peer {name}", None))
 
 
 def check_value(salt: bytes, secret: Secret | None) -> str:
