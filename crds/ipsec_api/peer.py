@@ -111,8 +111,9 @@ class Profile(SpecModel):
     proposal_check: Literal["claim", "exact", "obey", "strict"] = "obey"
     """What a responder does about a different lifetime. IKEv1 only."""
 
-    force_encapsulation: bool = False
-    """Put ESP into UDP even where no NAT is found, for firewalls that drop protocol 50."""
+    force_encapsulation: bool | None = None
+    """Whether to put ESP into UDP even where no NAT is found, for firewalls that drop protocol 50.
+    Absent: if the data plane is faster so, as the userspace one is."""
 
     childless: bool = False
     """Make the IKE SA without a child (RFC 6023) where the peer can, so that each child has a key

@@ -132,7 +132,8 @@ class TunnelConfig(ApiModel):
     ike_lifetime: int = 28800
     dpd_interval: int = 8
     dpd_max_failures: int = 4
-    force_encapsulation: bool = False
+    #: None is as the data plane likes.
+    force_encapsulation: bool | None = None
     fragmentation: bool = True
     childless: bool = False
     identities: tuple[TunnelIdentity, ...] = Field(min_length=1)

@@ -47,12 +47,14 @@ class Facts:
     """What the shell found out about this node.
 
     ``resolved`` has the addresses of each DNS name and of each address itself; ``sources`` the
-    address that the routing table would send from, by destination.
+    address that the routing table would send from, by destination; ``encapsulate`` says that the
+    data plane carries ESP faster in UDP.
     """
 
     addresses: tuple[Address, ...] = ()
     resolved: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     sources: Mapping[str, str] = field(default_factory=dict)
+    encapsulate: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,7 +270,9 @@ def _peer(
         initiate=not tunnel.passive,
         ike_lifetime=Lifetime(seconds=tunnel.ike_lifetime),
         dpd_interval=float(tunnel.dpd_interval),
-        force_encapsulation=tunnel.force_encapsulation,
+        force_encapsulation=facts.encapsulate
+        if tunnel.force_encapsulation is None
+        else tunnel.force_encapsulation,
         fragmentation=tunnel.fragmentation,
         childless=Childless.PREFER if tunnel.childless else Childless.NEVER,
         send_initial_contact=tunnel.send_initial_contact,

@@ -19,7 +19,7 @@ import logging
 import os
 import socket
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -80,11 +80,13 @@ class Source(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How a gateway is run. ``device`` is what the backend creates, None if it needs none."""
+    """How a gateway is run. ``device`` is what the backend creates, None if it needs none;
+    ``encapsulate`` says that it carries ESP faster in UDP."""
 
     state: Path | None = None
     listen: tuple[str, int] | None = None
     device: str | None = None
+    encapsulate: bool = False
     ports: tuple[int, int] = (IKE_PORT, 4500)
     name: str = field(default_factory=socket.gethostname)
 
@@ -223,7 +225,10 @@ class Gateway:
         trouble: Cause | None = None
         try:
             addresses = await local_addresses(self._options.device)
-            facts = await self._resolver.facts(in_force.tunnels, addresses, started)
+            facts = replace(
+                await self._resolver.facts(in_force.tunnels, addresses, started),
+                encapsulate=self._options.encapsulate,
+            )
             wanted = self._intent
             if wanted is None or self._basis != (in_force, facts):
                 wanted = await asyncio.to_thread(intent, in_force.tunnels, facts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
 import pytest
@@ -106,6 +107,19 @@ def test_a_passive_peer_never_starts(make) -> None:
     (peer,) = of(make, make.peer(passive=True)).peers
     assert not peer.initiate
     assert peer.children[0].start is Start.NEVER
+
+
+@pytest.mark.parametrize(
+    ("asked", "likes", "forced"),
+    [(None, True, True), (None, False, False), (True, False, True), (False, True, False)],
+)
+def test_esp_goes_in_udp_where_the_data_plane_likes_it_so(
+    make, asked: bool | None, likes: bool, forced: bool
+) -> None:
+    facts = replace(FACTS, encapsulate=likes)
+    profile = {} if asked is None else {"forceEncapsulation": asked}
+    (peer,) = of(make, make.peer(profile=profile), facts=facts).peers
+    assert peer.force_encapsulation is forced
 
 
 def test_names_that_cannot_be_resolved_and_addresses_without_a_route(make) -> None:
