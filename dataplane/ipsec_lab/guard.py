@@ -26,7 +26,8 @@ class GuardCounters:
 
     ``esp`` and ``esp_udp`` are what carries traffic, ``ike`` includes NAT keepalives, ``fragments``
     are non-first fragments of packets between the outer addresses. ``clear`` was dropped: it is
-    everything else. ``weather`` was dropped by ``cut`` or ``lose``.
+    everything else. ``weather`` was dropped by ``cut``, ``cut_ike`` or
+    ``lose``.
     """
 
     ike: int = 0
@@ -88,13 +89,25 @@ class Guard:
         """Silently drop everything from now on: the cable is out, and nobody is told."""
         self._weather("counter name seen_weather drop")
 
+    def cut_ike(self, *, answers_only: bool = False) -> None:
+        """Silently drop IKE alone: both sides can be made to wait for each other's answers while
+        the traffic goes on. ``answers_only`` lets requests pass."""
+        # The Response flag, in octet 19 of the IKE header (RFC 7296 3.1).
+        plain, marked = ("@th,216,8 & 0x20 == 0x20", "@th,248,8 & 0x20 == 0x20")
+        if not answers_only:
+            plain = marked = ""
+        self._weather(
+            f"udp dport 500 {plain} counter name seen_weather drop",
+            f"udp dport 4500 @th,64,32 0 {marked} counter name seen_weather drop",
+        )
+
     def lose(self, percent: int) -> None:
         """Drop this share of all packets (1-99), by random."""
         self._weather(f"numgen random mod 100 < {percent} counter name seen_weather drop")
 
     def restore(self) -> None:
-        """End of ``cut`` and ``lose``."""
-        self._weather("")
+        """End of ``cut``, ``cut_ike`` and ``lose``."""
+        self._weather()
 
     def masquerade(self, site: str) -> None:
         """Put site ``a`` or ``b`` behind a NAT: its UDP gets the router's address, other ports."""
@@ -120,11 +133,10 @@ class Guard:
         """Open the router for clear text again (only negative controls want that)."""
         self._wan.nft(f"delete table inet {_TABLE}\n")
 
-    def _weather(self, rule: str) -> None:
-        self._wan.nft(
-            f"flush chain inet {_TABLE} weather\n"
-            + (f"add rule inet {_TABLE} weather {rule}\n" if rule else "")
-        )
+    def _weather(self, *rules: str) -> None:
+        lines = [f"flush chain inet {_TABLE} weather"]
+        lines += [f"add rule inet {_TABLE} weather {rule}" for rule in rules]
+        self._wan.nft("\n".join(lines) + "\n")
 
 
 def _elements(addresses: Iterable[object]) -> str:

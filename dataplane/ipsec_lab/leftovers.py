@@ -27,7 +27,9 @@ def footprint(namespace: Namespace) -> frozenset[str]:
             text = _VOLATILE.sub("", line)
             if kind == "link":
                 text = text.split("<")[0]
-            if line.strip():
+            # ip looks at every name in /run/netns to name a peer's namespace, and complains of one
+            # that another lab is just taking away.
+            if line.strip() and not line.startswith("Error: Peer netns"):
                 found.add(f"{kind}: {' '.join(text.split())}")
     return frozenset(found)
 

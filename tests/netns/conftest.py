@@ -1,9 +1,14 @@
-"""Fixtures of the ESP tests: one rig for a module, a tunnel with fixed keys behind the guard."""
+"""Two sites for whole gateways; and for the ESP tests one rig for a module, a tunnel with fixed
+keys behind the guard."""
+
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from ipsec_lab.esp_pair import EspPair
 from ipsec_lab.guard import Guard
+from ipsec_lab.sites import Sites
 from ipsec_lab.sniffer import Sniffer
 from ipsec_lab.topology import Topology
 
@@ -33,3 +38,15 @@ def esp_pair(esp_rig, esp_guard, request):
     """A tunnel; parametrize indirectly with a Suite for another than AES-GCM in UDP over IPv4."""
     with EspPair(esp_rig, getattr(request, "param", None)) as pair:
         yield pair
+
+
+@pytest.fixture
+def sites(tmp_path: Path) -> Iterator[Sites]:
+    """Two gateways that are not started yet; killed in the end."""
+    with Topology() as topology:
+        both = Sites(topology, tmp_path)
+        try:
+            yield both
+        finally:
+            both.a.kill()
+            both.b.kill()

@@ -1,9 +1,4 @@
-"""Whole gateway processes in namespaces: ``kube-ipsec gateway`` at both sites, userspace ESP.
-
-    lan-a --- gw-a === wan === gw-b --- lan-b       (ipsec_lab.topology; the guard drops clear text)
-
-Site b is passive, so that one IKE SA is what there is.
-"""
+"""Whole gateway processes in namespaces: ``kube-ipsec gateway`` at both sites, userspace ESP."""
 
 from __future__ import annotations
 
@@ -14,75 +9,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from pathlib import Path
-
-import pytest
 
 from ipsec_lab import manifests
-from ipsec_lab.gateway import GatewayProcess
-from ipsec_lab.guard import Guard
-from ipsec_lab.leftovers import footprint, left_behind
-from ipsec_lab.manifests import Document
-from ipsec_lab.topology import Topology
+from ipsec_lab.leftovers import footprint
+from ipsec_lab.sites import PSK, SECRET, Sites
 from ipsec_lab.traffic import ConstantPing, ping, ping_until
-
-PSK = b"a secret that no log may show"
-SECRET = manifests.secret("psk", PSK)
-
-
-class Sites:
-    """Two gateways with manifests for one tunnel."""
-
-    def __init__(self, topology: Topology, folder: Path) -> None:
-        self.topology = topology
-        self.guard = Guard(topology)
-        for name in ("a", "b"):
-            (folder / name).mkdir()
-        self.a = GatewayProcess(topology, topology.gw_a, folder / "a")
-        self.b = GatewayProcess(topology, topology.gw_b, folder / "b")
-        self.peer_b = self.peer("b")
-        self.peer_a = self.peer("a", passive=True)
-        self.before = {name: footprint(topology.gateway(name)) for name in ("a", "b")}
-
-    def peer(self, name: str, **spec: object) -> Document:
-        """The IPsecPeer for site ``name`` at the other one."""
-        remote, local = self.topology.site(name), self.topology.site("b" if name == "a" else "a")
-        document = manifests.peer(
-            name,
-            address=remote.wan_address(),
-            psk_from="psk",
-            localSubnets=list(local.lans),
-            remoteSubnets=list(remote.lans),
-        )
-        document["spec"] |= spec
-        return document
-
-    def start(self) -> None:
-        self.b.apply(SECRET, self.peer_a)
-        self.a.apply(SECRET, self.peer_b)
-        self.b.start()
-        self.a.start()
-        self.a.wait_condition("b")
-        self.b.wait_condition("a")
-
-    def left(self, name: str) -> list[str]:
-        return left_behind(self.topology.gateway(name), self.before[name])
-
-    def answers(self, address: str | None = None) -> bool:
-        target = address or self.topology.b.host()
-        return bool(ping(self.topology.lan_a, target, count=2, wait=0.3).received)
-
-
-@pytest.fixture
-def sites(tmp_path: Path) -> Iterator[Sites]:
-    with Topology() as topology:
-        both = Sites(topology, tmp_path)
-        try:
-            yield both
-        finally:
-            both.a.kill()
-            both.b.kill()
 
 
 def test_from_manifests_to_traffic_and_back_to_nothing(sites: Sites) -> None:
