@@ -113,7 +113,7 @@ class ResumeFile:
         self._map: Final = mmap.mmap(self._lock, _MARK.size)
         mark = (
             *(_MAGIC, _boot_id(), os.fstat(self._lock).st_ino, os.getpid()),
-            *(self.generation, attempts + 1, now, self._id, self._length, self._id, self._length),
+            *(self.generation, attempts + 1, now, self._id, self._length, 0, 0),
         )
         _MARK.pack_into(self._map, 0, *mark)
         self._renew()
@@ -165,6 +165,7 @@ class ResumeFile:
             raise ValueError("it is an older copy")
         if end < valid[self._id]:
             raise ValueError("it is damaged, or an older copy")
+        self._length = end
         for offset, length, (key, plain) in found[1:]:
             if plain is None:
                 self.records.pop(key, None)
@@ -225,7 +226,7 @@ class ResumeFile:
             os.close(self._journal)
         self._journal, self._index, self._id, self._length = fresh, index, number, offset
         self._live = offset
-        _JOURNALS.pack_into(self._map, _JOURNALS_AT, number, offset, number, offset)
+        _JOURNALS.pack_into(self._map, _JOURNALS_AT, number, offset, 0, 0)
 
     def settled(self) -> None:
         """This life goes well: what it began with did not break it."""
@@ -302,7 +303,7 @@ def _lines(data: bytes) -> Iterator[tuple[int, int, Any]]:
     while (end := data.find(b"\n", at)) >= 0:
         line = data[at:end]
         try:
-            if int(line[:8], 16) != crc32(line[9:]):
+            if line[:9] != b"%08x " % crc32(line[9:]):
                 return
             plain = json.loads(line[9:])
         except ValueError:
