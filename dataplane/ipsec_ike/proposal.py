@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from ipsec_ike.numbers import (
     Encr,
@@ -40,8 +40,7 @@ AEAD: Final[frozenset[int]] = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Transform:
+class Transform(NamedTuple):
     """One transform: type, transform ID and, for ciphers with variable keys, the key length.
 
     ``key_length`` is in bits as on the wire (RFC 7296 3.3.5), 0 where the attribute is absent.

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from ipsec_ike.errors import LocalMisuse
 
 #: How many a TS payload can hold (RFC 7296 3.13).
 MOST_SELECTORS: Final = 255
+#: Protocol and ports of selectors that are about addresses alone, as most are.
+_ANYTHING: Final = (0, 0, 65535)
 
 
-@dataclass(frozen=True, slots=True)
-class TrafficSelector:
+class TrafficSelector(NamedTuple):
     """One range of addresses, ports and one protocol (0 = any).
 
     ``start`` and ``end`` are packed addresses, 4 octets (IPv4) or 16 (IPv6), inclusive; packed
@@ -53,6 +53,9 @@ class TrafficSelector:
         """The intersection, or None where there is none."""
         if len(self.start) != len(other.start):
             return None
+        if self[2:] == other[2:] == _ANYTHING:
+            start, end = max(self.start, other.start), min(self.end, other.end)
+            return None if start > end else TrafficSelector(start, end)
         if self.protocol and other.protocol and self.protocol != other.protocol:
             return None
         start, end = max(self.start, other.start), min(self.end, other.end)
@@ -68,6 +71,9 @@ class TrafficSelector:
 
     def contains(self, other: TrafficSelector) -> bool:
         """Whether every packet that ``other`` matches is matched by this selector."""
+        if self[2:] == _ANYTHING:
+            same_family = len(self.start) == len(other.start)
+            return same_family and self.start <= other.start and other.end <= self.end
         return self.narrow(other) == other
 
     @property
@@ -117,7 +123,9 @@ def narrow(
             common = ts.narrow(own)
             if common is not None and len(result) < MOST_SELECTORS:
                 result[common] = None
-    kept = list(result)
+    kept = tuple(result)
+    if len(kept) < 2:
+        return kept
     return tuple(
         ts
         for i, ts in enumerate(kept)

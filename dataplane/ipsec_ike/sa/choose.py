@@ -11,6 +11,7 @@ offer. A transform type that we do not know makes a proposal unacceptable unless
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Final
 
 from ipsec_ike.numbers import Esn, Group, Integ, Protocol, TransformType
@@ -24,6 +25,12 @@ _ABSENT: Final[dict[int, Transform]] = {
 }
 _NO_INTEG: Final = _ABSENT[TransformType.INTEG]
 _LEFT_OUT: Final = "none"
+
+Transforms = tuple[Transform, ...]
+
+#: The same offers come over and over. Longer ones are not remembered, so that strangers can make
+#: the memory of them neither large nor slow.
+_CACHED_LENGTH: Final = 16
 
 
 def without_ke(proposals: Sequence[Proposal]) -> tuple[Proposal, ...]:
@@ -90,9 +97,14 @@ def confirm(ours: Sequence[Proposal], answer: Sequence[Proposal]) -> Proposal | 
     return None
 
 
-def _common(ours: Proposal, theirs: Proposal, ke: int | None) -> tuple[Transform, ...] | None:
+def _common(ours: Proposal, theirs: Proposal, ke: int | None) -> Transforms | None:
     if ours.protocol != theirs.protocol:
         return None
+    agree = _agree_cached if len(theirs.transforms) <= _CACHED_LENGTH else _agree
+    return agree(ours.transforms, theirs.transforms, ke)
+
+
+def _agree(ours: Transforms, theirs: Transforms, ke: int | None) -> Transforms | None:
     own, other = _by_type(ours), _by_type(theirs)
     chosen: list[Transform] = []
     for kind in sorted(own.keys() | other.keys()):
@@ -114,20 +126,23 @@ def _common(ours: Proposal, theirs: Proposal, ke: int | None) -> tuple[Transform
     return tuple(chosen)
 
 
+_agree_cached = lru_cache(maxsize=256)(_agree)
+
+
 def _retry(
-    ours: Proposal, theirs: Proposal, encr: Transform | None, ke: int | None
-) -> tuple[Transform, ...] | None:
+    ours: Transforms, theirs: Transforms, encr: Transform | None, ke: int | None
+) -> Transforms | None:
     if encr is None:
         return None
-    rest = tuple(t for t in ours.transforms if t != encr)
+    rest = tuple(t for t in ours if t != encr)
     if not any(t.type == TransformType.ENCR for t in rest):
         return None
-    return _common(Proposal(ours.protocol, rest, ours.spi, ours.number), theirs, ke)
+    return _agree(rest, theirs, ke)
 
 
-def _by_type(proposal: Proposal) -> dict[int, list[Transform]]:
+def _by_type(transforms: Transforms) -> dict[int, list[Transform]]:
     types: dict[int, list[Transform]] = {}
-    for transform in proposal.transforms:
+    for transform in transforms:
         types.setdefault(transform.type, []).append(transform)
     return types
 
@@ -186,7 +201,7 @@ def _mismatches(ours: Proposal, theirs: Proposal) -> tuple[str, ...]:
     if ours.protocol != theirs.protocol:
         names = Protocol(ours.protocol).name, Protocol(theirs.protocol).name
         return (_line("protocol", *names),)
-    own, other = _by_type(ours), _by_type(theirs)
+    own, other = _by_type(ours.transforms), _by_type(theirs.transforms)
     lines: list[str] = []
     for kind in sorted(own.keys() | other.keys()):
         mine, yours = own.get(kind), other.get(kind)

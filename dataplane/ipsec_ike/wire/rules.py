@@ -11,7 +11,6 @@ and that the first IKE_AUTH request needs an IDi while later ones must not have 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
@@ -80,6 +79,10 @@ PAYLOAD_RULES: Final[dict[tuple[int, bool], tuple[Rule, ...]]] = {
 _BOUNDS: Final = {
     key: {int(rule.type): rule for rule in rules} for key, rules in PAYLOAD_RULES.items()
 }
+_NEEDED: Final = {
+    key: tuple((int(rule.type), rule.fewest) for rule in rules if rule.fewest)
+    for key, rules in PAYLOAD_RULES.items()
+}
 _ANYWHERE: Final = frozenset({int(PayloadType.NOTIFY), int(PayloadType.VENDOR)})
 _FIRST_ERROR_FREE: Final = 16384
 
@@ -89,10 +92,11 @@ def check(exchange: int, is_response: bool, payloads: Iterable[Payload]) -> None
     rules = _BOUNDS.get((exchange, is_response))
     if rules is None:
         raise InvalidSyntax(f"exchange type {exchange}")
-    counts: Counter[int] = Counter()
+    counts: dict[int, int] = {}
     refused = False
     for payload in payloads:
-        counts[payload.type] += 1
+        kind = payload.type
+        counts[kind] = counts.get(kind, 0) + 1
         if (
             is_response
             and isinstance(payload, NotifyPayload)
@@ -100,14 +104,16 @@ def check(exchange: int, is_response: bool, payloads: Iterable[Payload]) -> None
         ):
             refused = True
     for kind, count in counts.items():
+        if kind in _ANYWHERE:
+            continue
         rule = rules.get(kind)
         if rule is not None:
             if count > rule.most:
                 raise InvalidSyntax(f"{count} payloads of type {rule.type.name}")
-        elif kind in DECODERS and kind not in _ANYWHERE:
+        elif kind in DECODERS:
             raise InvalidSyntax(f"payload of type {PayloadType(kind).name} does not belong here")
     if refused:
         return
-    for kind, rule in rules.items():
-        if counts[kind] < rule.fewest:
-            raise InvalidSyntax(f"payload of type {rule.type.name} is missing")
+    for kind, fewest in _NEEDED[exchange, is_response]:
+        if counts.get(kind, 0) < fewest:
+            raise InvalidSyntax(f"payload of type {PayloadType(kind).name} is missing")
