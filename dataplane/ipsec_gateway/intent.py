@@ -345,7 +345,7 @@ def _sizes(
                 mtus[remote] = min(tunnel.mtu, mtus.get(remote, tunnel.mtu))
             if tunnel.tcp_mss is not None:
                 clamps.setdefault(tunnel.tcp_mss, []).append(remote)
-    return mtus, {mss: _collapsed(networks) for mss, networks in clamps.items()}
+    return mtus, {mss: collapsed(networks) for mss, networks in clamps.items()}
 
 
 def _ends(owners: Mapping[PolicyId, TunnelConfig], facts: Facts) -> dict[Network, str]:
@@ -357,7 +357,7 @@ def _ends(owners: Mapping[PolicyId, TunnelConfig], facts: Facts) -> dict[Network
     return ends
 
 
-def _collapsed(networks: Iterable[Network]) -> tuple[Network, ...]:
+def collapsed(networks: Iterable[Network]) -> tuple[Network, ...]:
     """Without overlaps: a set of prefixes refuses them."""
     four = [n for n in networks if isinstance(n, ipaddress.IPv4Network)]
     six = [n for n in networks if isinstance(n, ipaddress.IPv6Network)]

@@ -37,12 +37,14 @@ from ipsec_gateway.ipsec.base import (
     PolicySpec,
     WorkerRestarted,
 )
+from ipsec_gateway.ipsec.mtu import INITIAL
 from ipsec_gateway.lastgood import InForce, LastGood
 from ipsec_gateway.logs import log_event
 from ipsec_gateway.metrics import Metrics, Scrape
 from ipsec_gateway.ports import PortConflict
 from ipsec_gateway.pump import Pump
 from ipsec_gateway.resolve import Resolver
+from ipsec_gateway.sizes import Sized, Sizes
 from ipsec_gateway.sources.directory import Files
 from ipsec_gateway.status import StatusBoard
 from ipsec_gateway.statusfiles import FileStatusSink
@@ -50,7 +52,7 @@ from ipsec_gateway.steering import Steering, device_mtu, local_addresses
 from ipsec_gateway.tools import ToolError
 from ipsec_gateway.udp import IKE_PORT, IkeSockets
 from ipsec_ike.engine import Engine
-from ipsec_ike.events import ChildSaDown, ChildSaUp, Event
+from ipsec_ike.events import ChildSaDown, ChildSaUp, Event, PeerMoved
 
 log = logging.getLogger("ipsec_gateway")
 
@@ -81,12 +83,14 @@ class Source(Protocol):
 @dataclass(frozen=True, slots=True)
 class Options:
     """How a gateway is run. ``device`` is what the backend creates, None if it needs none;
-    ``encapsulate`` says that it carries ESP faster in UDP."""
+    ``encapsulate`` says that it carries ESP faster in UDP, ``kernel`` that the kernel's SPD
+    encrypts. With neither device nor kernel nothing is steered (tests)."""
 
     state: Path | None = None
     listen: tuple[str, int] | None = None
     device: str | None = None
     encapsulate: bool = False
+    kernel: bool = False
     ports: tuple[int, int] = (IKE_PORT, 4500)
     name: str = field(default_factory=socket.gethostname)
 
@@ -112,7 +116,11 @@ class Gateway:
         self.metrics: Final = Metrics(options.name)
         self._memory: Final = LastGood()
         self._resolver: Final = Resolver(self._wake_up)
-        self._steering: Final = Steering(options.device) if options.device else None
+        steered = options.kernel or options.device is not None
+        self._steering: Final = Steering(options.device) if steered else None
+        self._sizes: Final = Sizes()
+        self._sized = Sized({}, {})
+        self._sizes_due = 0.0
         self._sink: Final = FileStatusSink(options.state) if options.state else None
         self._in_force: InForce | None = None
         self._intent: Intent | None = None
@@ -263,17 +271,17 @@ class Gateway:
         )
         mtu = None
         if steering is not None:
-            mtu = await device_mtu(steering.device)
+            mtu = await self._inner_mtu()
             if self._loop.time() > self._checked + CHECK:
                 self._done = None
                 await steering.verify_guard()
-            await steering.guard(wanted, live=self._live(wanted), mtu=mtu, retained=retained)
+            await self._guard(wanted, mtu, retained)
             if self._done == (wanted, addresses, mtu):
                 return
         backend = self.pump.backend or await self._start_backend()
         if steering is not None:
-            mtu = await device_mtu(steering.device)
-            await steering.guard(wanted, live=self._live(wanted), mtu=mtu, retained=retained)
+            mtu = await self._inner_mtu()
+            await self._guard(wanted, mtu, retained)
             await steering.route(wanted, addresses)
         changes = plan.policies(wanted.policies, self._policies)
         if changes.put:
@@ -294,8 +302,37 @@ class Gateway:
         if steering is not None:
             await steering.prune()
             if retained:
-                await steering.guard(wanted, live=self._live(wanted), mtu=mtu)
+                await self._guard(wanted, mtu, ())
         self._done, self._checked = (wanted, addresses, mtu), self._loop.time()
+
+    async def _guard(
+        self, wanted: Intent, mtu: int | None, retained: tuple[PolicySpec, ...]
+    ) -> None:
+        """Put the nftables table in place."""
+        assert self._steering is not None
+        measured = self._sized.clamps if self._steering.device is None else {}
+        live = self._live(wanted)
+        await self._steering.guard(wanted, live=live, mtu=mtu, retained=retained, measured=measured)
+
+    async def _inner_mtu(self) -> int | None:
+        """Octets of the largest inner packet, for subnets of which nothing better is known."""
+        device = self._options.device
+        return INITIAL if device is None else await device_mtu(device)
+
+    def _measure(self) -> None:
+        """Look at how large packets may be, after SAs came, and once in a while."""
+        now = self._loop.time()
+        if now < self._sizes_due:
+            return
+        self._sizes_due = now + CHECK
+        sized = self._sizes.of(self.pump.engine.snapshot(), now)
+        if sized == self._sized:
+            return
+        self._sized = sized
+        self.board.sized(sized.mtus)
+        self._changed.set()
+        if self._options.kernel:
+            self._wake_up()
 
     def _live(self, wanted: Intent) -> frozenset[int]:
         """Reqids with an SA; only ``level: use`` asks."""
@@ -373,13 +410,16 @@ class Gateway:
         self.board.event(event)
         self.metrics.event(event)
         self._changed.set()
-        if self._has_use and isinstance(event, ChildSaUp | ChildSaDown):
-            self._wake_up()
+        if isinstance(event, ChildSaUp | ChildSaDown | PeerMoved):
+            self._sizes_due = 0.0
+            if self._has_use:
+                self._wake_up()
 
     async def _poll(self) -> None:
         while True:
             await asyncio.sleep(POLL)
             await self.pump.poll()
+            self._measure()
 
     async def _write(self) -> None:
         while True:

@@ -67,6 +67,7 @@ class StatusBoard:
         self._published: dict[Key, dict[str, Any]] = {}
         self._dirty: set[Key] = set()
         self._trouble: Cause | None = None
+        self._mtus: Mapping[str, int] = {}
 
     def remember(self, conditions: Mapping[Key, Iterable[Condition]]) -> None:
         """Conditions of an earlier run, so that their times go on."""
@@ -84,6 +85,14 @@ class StatusBoard:
         if trouble != self._trouble:
             self._trouble = trouble
             self._dirty |= self._view.keys
+
+    def sized(self, mtus: Mapping[str, int]) -> None:
+        """Octets of the largest inner packet by peer, for those with a CHILD_SA."""
+        for peer in mtus.keys() | self._mtus.keys():
+            if mtus.get(peer) != self._mtus.get(peer):
+                namespace, _, name = peer.partition("/")
+                self._dirty.add(Key("IPsecPeer", namespace, name))
+        self._mtus = mtus
 
     def event(self, event: Event) -> None:
         """Something happened to a peer."""
@@ -155,8 +164,13 @@ class StatusBoard:
             ike_version="IKEv2" if up else None,
             cipher_suite=state.suite if up else None,
             established_at=state.since or None,
+            effectiveMTU=self._mtu(name, tunnel) if up else None,
             childSAs=ChildSaCount(installed=state.installed, expected=len(expected)),
         )
+
+    def _mtu(self, name: str, tunnel: TunnelConfig | None) -> int | None:
+        sizes = (self._mtus.get(name), tunnel.mtu if tunnel else None)
+        return min((size for size in sizes if size is not None), default=None)
 
     def _policy_status(self, key: Key, item: object, generation: int) -> IPsecPolicyStatus:
         owned = self._view.children.get(key, [])

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ipsec_gateway import nftables, plan
 from ipsec_gateway.classify import Network, classify
-from ipsec_gateway.intent import Address, Intent
+from ipsec_gateway.intent import Address, Intent, collapsed
 from ipsec_gateway.ipsec.base import PolicySpec
 from ipsec_gateway.marks import BYPASS, NFT_TABLE
 from ipsec_gateway.routing import (
@@ -63,21 +63,25 @@ class Steering:
         live: frozenset[int],
         mtu: int | None = None,
         retained: tuple[PolicySpec, ...] = (),
+        measured: Mapping[int, tuple[Network, ...]] | None = None,
     ) -> None:
         """Put the nftables table in place, in one transaction.
 
         ``live`` are reqids that have an SA, ``mtu`` is the largest inner packet in octets.
         ``retained`` are policies that are about to go: they stay, after all others, until what they
-        protect is gone.
+        protect is gone. ``measured`` has remote networks by the TCP MSS that their SAs come to.
         """
-        basis = (intent.policies, intent.clamps, live, mtu, retained)
+        clamps = dict(intent.clamps)
+        for mss, nets in (measured or {}).items():
+            clamps[mss] = collapsed((*clamps.get(mss, ()), *nets))
+        basis = (intent.policies, clamps, live, mtu, retained)
         if self._guard is not None and basis == self._basis:
             return
         desired = nftables.ruleset(
             classify((*intent.policies, *retained), live),
             device=self.device,
             mtu=mtu,
-            clamps=intent.clamps,
+            clamps=clamps,
         )
         if self._guard is not None:
             try:

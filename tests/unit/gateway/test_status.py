@@ -325,3 +325,16 @@ def test_files_of_vanished_objects_go(rig: Rig, make, tmp_path: Path) -> None:
 def test_any_text_survives(text: str) -> None:
     status = {"message": text, "list": [text, {"a": text, "b": [1, True]}], "empty": [], "map": {}}
     assert yaml.safe_load(document(PEER, status))["status"] == status
+
+
+def test_effective_mtu_is_what_its_sas_carry_and_the_peer_allows(rig: Rig) -> None:
+    rig.apply(rig.make.peer())
+    rig.board.sized({NAME: 1438})
+    assert "effectiveMTU" not in rig.status(), "nothing is up"
+    rig.up()
+    assert rig.status()["effectiveMTU"] == 1438
+    rig.board.changes()
+    rig.board.sized({NAME: 1400})
+    assert rig.status()["effectiveMTU"] == 1400
+    rig.apply(rig.make.peer(mtu=1300))
+    assert rig.status()["effectiveMTU"] == 1300
