@@ -6,7 +6,7 @@ exit  when
 0     stopped in good order (SIGTERM, SIGINT); with ``--dry-run``: everything is accepted
 1     something broke while it ran: the log says what, a supervisor starts it again
 2     wrong usage of the command line
-3     this machine lacks something: a program, a right, the chosen data plane
+3     this machine lacks something: a program, a right, a folder, the chosen data plane
 4     another process has UDP port 500 or 4500, or the address of ``--listen``
 5     ``--dry-run``: some document is rejected
 ====  ========================================================================================
@@ -111,7 +111,7 @@ def gateway(
         accepted, text = report(manifests)
         click.echo(text)
         sys.exit(0 if accepted else _REJECTED)
-    if problem := _lacking(dataplane):
+    if problem := _lacking(dataplane) or _unusable(state):
         _end(problem, _LACKING)
     logs.setup(log_format, log_level)
     # Offloads join what one system call sends and receives in UDP, and not in IP protocol 50.
@@ -153,6 +153,19 @@ def _lacking(dataplane: str) -> str | None:
         return "/dev/net/tun is missing: modprobe tun, or mount it into the container"
     if not os.access("/dev/net/tun", os.R_OK | os.W_OK):
         return "/dev/net/tun cannot be opened: run it as root"
+    return None
+
+
+def _unusable(state: Path | None) -> str | None:
+    """Why statuses cannot be kept in this folder, with the remedy."""
+    try:
+        if state is not None:
+            state.mkdir(parents=True, exist_ok=True)
+            if not os.access(state, os.W_OK | os.X_OK):
+                raise PermissionError(f"no right to write into {state}")
+    except OSError as exc:
+        why = exc.strerror or str(exc)
+        return f"--state {state} cannot be used ({why}): choose another folder"
     return None
 
 

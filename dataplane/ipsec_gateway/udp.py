@@ -220,6 +220,9 @@ def _bound(family: int, number: int) -> socket.socket:
     try:
         prepare(sock)
         sock.bind((address, number))
+    except PermissionError as exc:
+        sock.close()
+        raise PermissionError(f"UDP port {number} may not be bound") from exc
     except OSError as exc:
         sock.close()
         raise conflict(number, exc.strerror or str(exc)) from exc

@@ -48,7 +48,13 @@ _READY_TIMEOUT: Final = 30.0
     default=EXAMPLES,
     help="Folder with the manifests of the sites, in east/ and west/.",
 )
-@click.option("--megabytes", default=256, show_default=True, help="Size of the speed test.")
+@click.option(
+    "--megabytes",
+    type=click.IntRange(1, 1 << 16),
+    default=256,
+    show_default=True,
+    help="Size of the speed test.",
+)
 def demo(peer: str, examples: Path, megabytes: int) -> None:
     """Run two sites on this machine, pass traffic through a tunnel, prove that it is encrypted."""
     if problem := _missing(peer):

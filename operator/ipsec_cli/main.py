@@ -50,6 +50,8 @@ def main() -> None:
     """The console script."""
     try:
         cli.main(prog_name="kube-ipsec", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError:
+        _end("kube-ipsec: name a command (see kube-ipsec --help)", 2)
     except click.UsageError as exc:
         where = exc.ctx.command_path if exc.ctx else "kube-ipsec"
         _end(f"{where}: {exc.format_message()} (see {where} --help)", exc.exit_code)

@@ -10,6 +10,8 @@ import re
 import signal
 import socket
 import struct
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -370,6 +372,34 @@ def test_a_batch_of_bad_manifests_disturbs_nothing(sites: Sites) -> None:
     assert "Traceback" not in log
     assert log.count("IKE SA established") == 1
     assert sites.a.condition("b", "Ready")["status"] == "True"
+
+
+COMMAND = (sys.executable, "-c", "from ipsec_cli.main import main; main()", "gateway")
+#: Uid 1000 of a user namespace, without a capability.
+NOBODY = ("unshare", "--user", "--map-user=1000", "--map-group=1000", "--")
+
+
+@pytest.mark.parametrize(
+    ("prefix", "options", "code", "says"),
+    [
+        (NOBODY, (), 3, "run it as root"),
+        ((), ("--state", "/proc/nowhere"), 3, "--state /proc/nowhere cannot be used"),
+        ((), ("--listen", "203.0.113.1:9500"), 4, "choose another address with --listen"),
+    ],
+    ids=["no rights", "no state folder", "no such address"],
+)
+def test_what_this_machine_refuses_is_one_line(
+    sites: Sites, prefix: tuple[str, ...], options: tuple[str, ...], code: int, says: str
+) -> None:
+    argv = [*prefix, *COMMAND, "--manifests", str(sites.a.manifests), *options]
+    done = subprocess.run(
+        sites.topology.gw_a.enter(*argv), capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout) == (code, "")
+    # Its log, if it came so far, and then the reason.
+    assert says in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert sites.left("a") == []
 
 
 def test_every_object_has_a_status_file(sites: Sites) -> None:

@@ -38,11 +38,22 @@ def test_version_imports_no_command(monkeypatch, capsys) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
+        ([], 2, "--help"),
+        (["--nonsense"], 2, "--nonsense"),
         (["no-such-command"], 2, "no-such-command"),
         (["gateway"], 2, "--manifests"),
         (["gateway", "--manifests", "/no/such/folder"], 2, "/no/such/folder"),
         (["gateway", "--manifests", "/", "--listen", "nonsense"], 2, "ADDR:PORT"),
+        (["gateway", "--manifests", "/", "--listen", "127.0.0.1:99999"], 2, "ADDR:PORT"),
+        (["gateway", "--manifests", "/etc/passwd"], 2, "/etc/passwd"),
+        (["gateway", "--manifests", "/", "--state", "/etc/passwd"], 2, "/etc/passwd"),
+        (["gateway", "--manifests", "/", "--log-level", "loud"], 2, "loud"),
+        (["gateway", "--manifests", "/", "surplus"], 2, "surplus"),
         (["gateway", "--manifests", "/", "--dataplane", "xfrm"], 3, "not built yet"),
+        (["demo", "--peer", "nobody"], 2, "nobody"),
+        (["demo", "--megabytes", "0"], 2, "--megabytes"),
+        (["demo", "--examples", "/no/such/folder"], 2, "/no/such/folder"),
+        (["bench", "--only", "nothing"], 2, "nothing"),
     ],
 )
 def test_mistakes_are_one_line(monkeypatch, capsys, arguments, code, says) -> None:
