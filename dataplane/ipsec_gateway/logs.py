@@ -60,6 +60,8 @@ def describe(event: Event) -> str:
     match event:
         case events.IkeSaConnecting():
             return f"connecting to {event.remote}"
+        case events.IkeSaResumed():
+            return f"IKE SA with {event.remote} goes on, {event.age:.0f} s old, {event.suite}"
         case events.IkeSaUp():
             role = "initiator" if event.initiator else "responder"
             nat = {
@@ -77,6 +79,8 @@ def describe(event: Event) -> str:
         case events.IkeSaDown():
             what = "closed" if event.established else "not established"
             return f"IKE SA with {event.remote} {what}: {event.reason.value}: {event.message}"
+        case events.ChildSaResumed():
+            return f"child {event.child} goes on, {event.suite}"
         case events.ChildSaUp():
             encap = ", in UDP" if event.encap else ""
             return (

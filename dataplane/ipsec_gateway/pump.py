@@ -12,7 +12,7 @@ import asyncio
 import logging
 import types
 from collections import deque
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -90,6 +90,8 @@ class Pump:
         self.engine: Final = engine
         self.sockets: IkeSockets | None = None
         self.backend: IpsecBackend | None = None
+        #: Called before the engine's actions are taken: a place to write down its records.
+        self.keep: Callable[[], None] | None = None
         self._on_event: Final = on_event
         self._loop: Final = loop
         self._queue: Final[deque[Any]] = deque()
@@ -141,10 +143,33 @@ class Pump:
 
     def pump(self) -> None:
         """Do what the engine wants, as far as it can be done without waiting."""
-        self._queue.extend(self.engine.take_actions())
+        self._collect()
         if self._waiting is None:
             self._drain()
         self._arm()
+
+    def _collect(self) -> None:
+        """Take what the engine wants. What it follows from is written down first."""
+        if self.keep is not None:
+            self.keep()
+        self._queue.extend(self.engine.take_actions())
+
+    def order(self, actions: Iterable[DeleteSa]) -> None:
+        """Put actions of our own behind the engine's; ``pump`` must follow if it is not running."""
+        self._queue.extend(actions)
+
+    def adopt(self, sas: Iterable[SaId]) -> None:
+        """SAs that were not added here belong to children of the engine all the same."""
+        owners = {
+            (direction, spi): (sa.peer, child.name)
+            for sa in self.engine.snapshot()
+            for child in sa.children
+            for direction, spi in ((Direction.IN, child.spi_in), (Direction.OUT, child.spi_out))
+        }
+        for sa_id in sas:
+            owner = owners.get((sa_id.direction, sa_id.spi))
+            if owner is not None:
+                self._sas[sa_id] = owner
 
     async def settled(self) -> None:
         """Until every action so far is done."""
@@ -175,7 +200,7 @@ class Pump:
         """Wait for an action that could not be done at once, then go on."""
         await _resume(work, awaited)
         self._waiting = None
-        self._queue.extend(self.engine.take_actions())
+        self._collect()
         self._drain()
         self._arm()
 

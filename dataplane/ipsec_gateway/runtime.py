@@ -18,7 +18,7 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,6 +26,7 @@ from typing import Any, Final, Protocol
 
 from ipsec_gateway import plan
 from ipsec_gateway.board import Cause
+from ipsec_gateway.handover import Handover
 from ipsec_gateway.http import HttpServer, Pages
 from ipsec_gateway.intent import Address, Facts, Intent, intent
 from ipsec_gateway.ipsec.base import (
@@ -84,13 +85,19 @@ class Source(Protocol):
 class Options:
     """How a gateway is run. ``device`` is what the backend creates, None if it needs none;
     ``encapsulate`` says that it carries ESP faster in UDP, ``kernel`` that the kernel's SPD
-    encrypts. With neither device nor kernel nothing is steered (tests)."""
+    encrypts. With neither device nor kernel nothing is steered (tests).
+
+    ``resume`` is where records for a later life are kept; None: the gateway says good-bye and
+    leaves nothing, as it does with ``goodbye``, which also takes away what an earlier one left.
+    """
 
     state: Path | None = None
     listen: tuple[str, int] | None = None
     device: str | None = None
     encapsulate: bool = False
     kernel: bool = False
+    resume: Path | None = None
+    goodbye: bool = False
     ports: tuple[int, int] = (IKE_PORT, 4500)
     name: str = field(default_factory=socket.gethostname)
 
@@ -116,6 +123,8 @@ class Gateway:
         self.metrics: Final = Metrics(options.name)
         self._memory: Final = LastGood()
         self._resolver: Final = Resolver(self._wake_up)
+        self._handover: Final = Handover(options.resume, self.pump, self._loop)
+        self._goodbye = options.goodbye or options.resume is None
         steered = options.kernel or options.device is not None
         self._steering: Final = Steering(options.device) if steered else None
         self._sizes: Final = Sizes()
@@ -142,8 +151,9 @@ class Gateway:
         self._swept = False
         self._told: set[str] = set()
 
-    def stop(self) -> None:
-        """End in good order (SIGTERM)."""
+    def stop(self, *, goodbye: bool = False) -> None:
+        """End in good order (SIGTERM). ``goodbye``: leave nothing to a later gateway (SIGINT)."""
+        self._goodbye |= goodbye
         self._stop.set()
         self._wake.set()
 
@@ -166,6 +176,7 @@ class Gateway:
         try:
             if self._options.listen is not None:
                 await _serve(server, *self._options.listen)
+            self._handover.open()
             self._sockets.attach(self._loop)
             log.info("IKE on UDP ports %s", " and ".join(map(str, self._sockets.ports)))
             work = (self._reconcile_forever(), self._follow(), self._poll(), self._write())
@@ -181,8 +192,10 @@ class Gateway:
             await asyncio.gather(*tasks, return_exceptions=True)
             if self._failure is None and tasks:
                 await self._leave()
-            elif self.pump.backend is not None:
-                await self.pump.backend.close(remove=False)
+            else:
+                self._handover.crashed()
+                if self.pump.backend is not None:
+                    await self.pump.backend.close(remove=False)
             await self._resolver.close()
             self.pump.close()
             self._sockets.close(self._loop)
@@ -225,7 +238,10 @@ class Gateway:
                 await asyncio.wait_for(self._wake.wait(), wait)
             self._wake.clear()
             if self._in_force is not None and not self._stop.is_set():
-                wait = UPKEEP if await self._reconcile(self._in_force) else RETRY
+                done = await self._reconcile(self._in_force)
+                wait = UPKEEP if done else RETRY
+                if done and self._options.goodbye:
+                    self.stop()
 
     async def _reconcile(self, in_force: InForce) -> bool:
         """Make it so. Returns whether all of it could be done."""
@@ -278,7 +294,7 @@ class Gateway:
             await self._guard(wanted, mtu, retained)
             if self._done == (wanted, addresses, mtu):
                 return
-        backend = self.pump.backend or await self._start_backend()
+        backend = self.pump.backend or await self._start_backend(wanted.policies)
         if steering is not None:
             mtu = await self._inner_mtu()
             await self._guard(wanted, mtu, retained)
@@ -289,7 +305,7 @@ class Gateway:
             self._policies.update({spec.id: spec for spec in changes.put})
         gone = set()
         if before is None or wanted.peers != before.peers:
-            self.pump.tell(lambda engine, now: engine.configure(wanted.peers, now))
+            self._handover.configure(wanted.peers)
             if before is not None:
                 gone = {p.name for p in before.peers} - {p.name for p in wanted.peers}
         if gone:
@@ -353,11 +369,11 @@ class Gateway:
 
     # The data plane comes and goes with the first and the last tunnel.
 
-    async def _start_backend(self) -> IpsecBackend:
+    async def _start_backend(self, wanted: Sequence[PolicySpec]) -> IpsecBackend:
         backend = self._make_backend(self._sockets)
         await backend.start()
+        self._policies = self._handover.inherit(await backend.inherit(), wanted)
         self.pump.backend = backend
-        self._policies.clear()
         self._backend_task = asyncio.create_task(self._listen(backend))
         self._backend_task.add_done_callback(self._on_done)
         log.info("data plane: %s", backend.name)
@@ -373,7 +389,9 @@ class Gateway:
 
     async def _withdraw(self) -> None:
         """Leave nothing behind: no SA, policy, route, rule, device, and then no guard."""
-        self.pump.tell(lambda engine, now: engine.configure((), now))
+        if self._handover.first and self.pump.backend is None:
+            await self._start_backend(())
+        self._handover.configure(())
         await self._until_gone(None)
         await self._dismantle()
 
@@ -393,14 +411,33 @@ class Gateway:
             await self._steering.unguard()
 
     async def _leave(self) -> None:
-        """The end: good-bye to all peers, and everything taken away."""
+        """The end: everything stays for the next gateway, or good-bye to all peers and everything
+        taken away."""
+        backend = self.pump.backend
+        if not self._goodbye and self._handover.first:
+            # Nothing has been taken over yet.
+            self._handover.close()
+            return
+        if not self._goodbye and backend is not None and backend.persistent:
+            log.info("stopping: SAs, policies and the guard stay for the next gateway")
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.pump.settled(), GOODBYE)
+            self._handover.close()
+            await backend.close(remove=False)
+            await self._write_changes()
+            return
         log.info("stopping")
-        self.pump.tell(lambda engine, now: engine.shutdown(now))
-        await self._until_gone(None)
         try:
+            if self._handover.first:
+                await self._withdraw()
+            self.pump.tell(lambda engine, now: engine.shutdown(now))
+            await self._until_gone(None)
             await self._dismantle()
         except (ToolError, DataplaneError) as exc:
             log.error("not everything could be taken away: %s", exc)
+            self._handover.crashed()
+        else:
+            self._handover.forget()
         await self._write_changes()
 
     # Reports.
@@ -409,6 +446,7 @@ class Gateway:
         log_event(event)
         self.board.event(event)
         self.metrics.event(event)
+        self._handover.event(event)
         self._changed.set()
         if isinstance(event, ChildSaUp | ChildSaDown | PeerMoved):
             self._sizes_due = 0.0

@@ -80,6 +80,10 @@ class Engine:
             self.host.recorder = Recorder()
             self.host.recorder.configured = True
 
+    def drop_records(self) -> None:
+        """There will be no later life."""
+        self.host.recorder = None
+
     def records(self) -> list[Record]:
         """What has changed since the last call. It must be kept in a safe place before any of the
         actions that ``take_actions`` gives are performed: see ``v2.resume``."""
