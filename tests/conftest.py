@@ -1,7 +1,8 @@
 """Order of the tiers, and what happens where one cannot run.
 
 Tests marked ``root`` or ``strongswan`` use network namespaces, real sockets and daemons. They come
-last and stay on one xdist worker, so that they do not share the processors with the rest.
+last and stay on one xdist worker, so that they do not share the processors with the rest. Those of
+the kernel tier all run in one virtual machine, which takes longest: one worker begins with them.
 
 Where such a tier cannot run its tests are skipped, with the reason in one line. With
 ``KUBE_IPSEC_REQUIRE_TIERS=1`` (``.ci/run``) a skip in them is a failure, so that nothing goes green
@@ -16,13 +17,14 @@ from pathlib import Path
 
 import pytest
 
-from ipsec_lab import strongswan, userns
+from ipsec_lab import guest, strongswan, userns
+from ipsec_lab.guest_inside import inside
 from ipsec_lab.netns import missing_programs
 
 REQUIRE = os.environ.get("KUBE_IPSEC_REQUIRE_TIERS") == "1"
 
 #: What every test in a folder under tests/ needs.
-FOLDERS = {"netns": ("root",), "interop": ("root", "strongswan")}
+FOLDERS = {"netns": ("root",), "interop": ("root", "strongswan"), "kernel": ("kernel",)}
 
 
 @functools.cache
@@ -41,6 +43,7 @@ def _missing_root() -> str | None:
 
 #: Tier (marker) and what says why it cannot run here, or None.
 TIERS: dict[str, Callable[[], str | None]] = {
+    "kernel": functools.cache(lambda: None if inside() else guest.missing()),
     "root": _missing_root,
     "strongswan": functools.cache(strongswan.missing),
 }
@@ -51,15 +54,28 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         for marker in FOLDERS.get(item.path.relative_to(here).parts[0], ()):
             item.add_marker(marker)
-        if _tiers(item):
-            item.add_marker(pytest.mark.xdist_group("network"))
-    items.sort(key=lambda item: bool(_tiers(item)))
+        if tiers := _tiers(item):
+            group = "kernel" if "kernel" in tiers else "network"
+            item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=_turn)
+
+
+def _turn(item: pytest.Item) -> int:
+    tiers = _tiers(item)
+    return 0 if "kernel" in tiers else 2 if tiers else 1
+
+
+def lacking(item: pytest.Item) -> str | None:
+    """Why a test cannot run here, or None."""
+    for tier in _tiers(item):
+        if reason := TIERS[tier]():
+            return f"tier {tier}: {reason}"
+    return None
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    for tier in _tiers(item):
-        if reason := TIERS[tier]():
-            pytest.skip(f"tier {tier}: {reason}")
+    if reason := lacking(item):
+        pytest.skip(reason)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -78,3 +94,23 @@ def _tiers(item: pytest.Item) -> list[str]:
     """In the order of TIERS: the first that is missing is the one that is named."""
     marks = {mark.name for mark in item.iter_markers()}
     return [tier for tier in TIERS if tier in marks]
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.when == "call":
+        MEASURED.extend(
+            f"{report.nodeid.split('::')[-1]}: {text}"
+            for name, text in report.user_properties
+            if name == "measured"
+        )
+
+
+#: What tests found out and do not judge: ``record_property("measured", "2 of 500 pings lost")``.
+MEASURED: list[str] = []
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if MEASURED:
+        terminalreporter.section("measured")
+        for line in MEASURED:
+            terminalreporter.line(line)

@@ -1,0 +1,222 @@
+"""Debian's kernel in a virtual machine that shares this machine's files: the host's side.
+
+virtme-ng boots it under plain emulation (no KVM), with the files of this machine as its root, read
+only, and one folder that both sides write. What is run inside is ``ipsec_lab.guest_inside``.
+
+One processor on purpose: with two, qemu has to emulate every atomic instruction as such, and all
+takes three to four times the processor time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from shutil import which
+from types import TracebackType
+from typing import Any, Final, Self
+
+from ipsec_lab.netns import LabError, missing_programs, run
+
+#: Where the guest sees the shared folder.
+SHARED: Final = Path("/mnt")
+#: Set inside: what only makes sense there asks for it.
+INSIDE: Final = "KUBE_IPSEC_GUEST"
+#: Lines of the console that explain why a guest ended.
+TAIL: Final = 40
+
+_BOOT: Final = Path("/boot")
+_MODULES: Final = Path("/lib/modules")
+#: Proof that a kernel can do what the gateway wants.
+_ESP: Final = "kernel/net/ipv4/esp4.ko"
+#: Programs that the tests start again and again: the guest keeps them in memory.
+_HOT: Final = (
+    "ip nft nsenter setpriv sysctl ping unshare sh mount ss swanctl iptables-nft iptables-legacy "
+    "conntrack"
+)
+_HOT_FOLDERS: Final = ("/usr/lib/ipsec", "/usr/lib/ipsec/plugins")
+_MEMORY: Final = "2G"
+# Nobody attacks this kernel, and an emulated processor pays for each precaution; page tables of
+# four levels are walked faster than those of five.
+_COMMAND_LINE: Final = ("mitigations=off", "nokaslr", "no5lvl", "audit=0")
+PACKAGES: Final = "linux-image-amd64 qemu-system-x86 busybox-static"
+
+
+def kernel() -> str | None:
+    """The newest installed kernel that has ESP as a module, such as ``6.1.0-56-amd64``."""
+    found = [
+        version
+        for image in _BOOT.glob("vmlinuz-*")
+        if os.access(image, os.R_OK)
+        and any(_MODULES.glob(f"{(version := image.name.removeprefix('vmlinuz-'))}/{_ESP}*"))
+    ]
+    return max(found, key=_version_key, default=None)
+
+
+def _version_key(version: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", version))
+
+
+def missing() -> str | None:
+    """None if a guest can be booted here; else one line that says what lacks and what to do."""
+    if importlib.util.find_spec("virtme_ng") is None:
+        return "virtme-ng is not in this environment (a development dependency): make test"
+    lacking = missing_programs("qemu-system-x86_64", "busybox")
+    if kernel() is None:
+        lacking.append(f"a kernel with ESP in {_BOOT}")
+    if lacking:
+        return f"missing: {', '.join(lacking)}: apt-get install --no-install-recommends {PACKAGES}"
+    return None
+
+
+class Guest:
+    """One boot. A context manager: on exit the machine is ended.
+
+    ``patience`` is how many seconds may pass without a line from inside, boot included. Raises
+    LabError where it cannot be started, ends before it is done, or says nothing for that long; the
+    end of its console is in the message.
+    """
+
+    def __init__(self, *, patience: float = 600.0) -> None:
+        self._patience: Final = patience
+        self._folder: Final = tempfile.TemporaryDirectory(prefix="kube-ipsec-guest-")
+        self.directory: Final = Path(self._folder.name)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def shared(self) -> Path:
+        """The folder that the guest sees as SHARED."""
+        return self.directory / "shared"
+
+    @property
+    def console_path(self) -> Path:
+        """What the guest's kernel and programs print."""
+        return self.directory / "console.log"
+
+    def start(self, task: str, arguments: Mapping[str, Any]) -> None:
+        """Boot and run ``task``, a name ``module:function`` that guest_inside calls with
+        ``arguments`` (what JSON can hold)."""
+        if problem := missing():
+            raise LabError(problem)
+        self.shared.mkdir()
+        (self.shared / "task.json").write_text(
+            json.dumps(
+                {
+                    "task": task,
+                    "arguments": arguments,
+                    "environment": _environment(),
+                    "hot": _hot_files(),
+                }
+            )
+        )
+        inside = [sys.executable, "-m", "ipsec_lab.guest_inside", str(SHARED / "task.json")]
+        argv = [sys.executable, "-m", "virtme_ng.run", *self._options(), "--exec", " ".join(inside)]
+        scripts = str(Path(sys.executable).parent)
+        with self.console_path.open("wb") as console:
+            self._process = subprocess.Popen(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=console,
+                stderr=subprocess.STDOUT,
+                # virtme-run is looked up on PATH; groups of its own so that close() gets qemu too.
+                env={**os.environ, "PATH": f"{scripts}:{os.environ.get('PATH', '')}:/usr/sbin"},
+                start_new_session=True,
+            )
+
+    def _options(self) -> Sequence[str]:
+        return (
+            "--disable-kvm",
+            "--run",
+            kernel() or "",
+            "--user",
+            "root",
+            "--cpus",
+            "1",
+            "--memory",
+            _MEMORY,
+            "--verbose",
+            f"--rwdir={SHARED}={self.shared}",
+            *(word for option in _COMMAND_LINE for word in ("--append", option)),
+        )
+
+    def lines(self) -> Iterator[dict[str, Any]]:
+        """What the task says with ``guest_inside.say``, as it comes, until it is done."""
+        path = self.shared / "said.jsonl"
+        position, rest = 0, b""
+        last = time.monotonic()
+        while True:
+            ended = self._process is None or self._process.poll() is not None
+            piece = b""
+            with contextlib.suppress(FileNotFoundError), path.open("rb") as said:
+                said.seek(position)
+                piece = said.read()
+            position += len(piece)
+            *complete, rest = (rest + piece).split(b"\n")
+            for line in complete:
+                message = json.loads(line)
+                last = time.monotonic()
+                if "done" in message:
+                    return
+                yield message
+            if ended and not piece:
+                raise LabError(f"the guest ended before it was done; its console:\n{self.tail()}")
+            if time.monotonic() - last > self._patience:
+                raise LabError(
+                    f"the guest has said nothing for {self._patience:g} s; its console:\n"
+                    f"{self.tail()}"
+                )
+            time.sleep(0.2)
+
+    def tail(self) -> str:
+        """The end of the console."""
+        if not self.console_path.exists():
+            return "(nothing)"
+        text = self.console_path.read_bytes().decode(errors="replace").replace("\r", "")
+        return "\n".join(text.splitlines()[-TAIL:])
+
+    def close(self) -> None:
+        """End the machine if it still runs. Safe to call twice."""
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+        self._folder.cleanup()
+
+
+def _hot_files() -> list[str]:
+    """The programs of _HOT and their libraries."""
+    path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
+    found = {str(Path(each).resolve()) for name in _HOT.split() if (each := which(name, path=path))}
+    for folder in map(Path, _HOT_FOLDERS):
+        if folder.is_dir():
+            found |= {str(each.resolve()) for each in folder.iterdir() if each.is_file()}
+    listing = run("ldd", *sorted(found), check=False)
+    libraries = re.findall(r"(/\S+) \(0x", listing)
+    return sorted(found | {str(Path(each).resolve()) for each in libraries})
+
+
+def _environment() -> dict[str, str]:
+    """What of our environment counts inside."""
+    names = ("KUBE_IPSEC_REQUIRE_TIERS", "PYTEST_ADDOPTS")
+    return {name: os.environ[name] for name in names if name in os.environ} | {INSIDE: "1"}

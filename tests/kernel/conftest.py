@@ -1,0 +1,150 @@
+"""The kernel tier: on the host, one boot runs all of its tests; in the guest, they are run.
+
+On the host the protocol of each test is replaced: the reports that the guest has made of it, with
+its captured output, are passed on as if it had run here. A guest that ends or falls silent fails
+the tests that have no report yet, with the end of its console as the reason.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ipsec_lab import guest_inside
+from ipsec_lab.guest import Guest
+from ipsec_lab.netns import LabError
+
+ROOT = Path(__file__).parents[2]
+
+
+class Remote:
+    """Runs the tests of a session in a guest; booted when the first of them is due."""
+
+    def __init__(self, nodes: list[str], options: list[str]) -> None:
+        self._nodes = nodes
+        self._options = options
+        self._guest: Guest | None = None
+        self._lines: Iterator[dict[str, Any]] = iter(())
+        self._reports: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        self._finished: set[str] = set()
+        self._problem: str | None = None
+
+    def reports(self, node: str) -> tuple[list[dict[str, Any]], str | None]:
+        """What the guest says about one test, and why that is not all."""
+        if self._guest is None:
+            self._guest = Guest()
+            self._guest.start(
+                "ipsec_lab.guest_inside:pytest_task",
+                {"nodes": self._nodes, "options": self._options, "root": str(ROOT)},
+            )
+            self._lines = self._guest.lines()
+        while node not in self._finished and self._problem is None:
+            self._follow()
+        problem = None if node in self._finished else self._problem
+        return self._reports[node], problem
+
+    def _follow(self) -> None:
+        assert self._guest is not None
+        try:
+            line = next(self._lines)
+        except StopIteration:
+            self._problem = f"the guest has not run it; its console:\n{self._guest.tail()}"
+        except LabError as exc:
+            self._problem = str(exc)
+        else:
+            if "report" in line:
+                self._reports[line["report"]["nodeid"]].append(line["report"])
+            elif "finished" in line:
+                self._finished.add(line["finished"])
+
+    def close(self) -> None:
+        if self._guest is not None:
+            self._guest.close()
+
+
+_REMOTE: pytest.StashKey[Remote] = pytest.StashKey()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not guest_inside.inside():
+        for item in _of_the_kernel_tier(items):
+            item.add_marker(pytest.mark.timeout(0))  # the guest's own pytest has timeouts
+
+
+def _of_the_kernel_tier(items: list[pytest.Item]) -> list[pytest.Item]:
+    return [item for item in items if item.path.is_relative_to(Path(__file__).parent)]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
+    if guest_inside.inside() or _lacking(item) is not None:
+        return None  # as everywhere: it is run, or skipped with the reason
+    config = item.config
+    if _REMOTE not in config.stash:
+        items = [i for i in _of_the_kernel_tier(item.session.items) if _lacking(i) is None]
+        remote = Remote([_node(i) for i in items], ["-x"] if config.getoption("maxfail") else [])
+        config.stash[_REMOTE] = remote
+        config.add_cleanup(remote.close)
+    hook = item.ihook
+    hook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+    said, problem = config.stash[_REMOTE].reports(_node(item))
+    for data in said:
+        report = hook.pytest_report_from_serializable(config=config, data=data)
+        report.nodeid = item.nodeid  # xdist adds the group to it
+        hook.pytest_runtest_logreport(report=report)
+    if problem is not None:
+        hook.pytest_runtest_logreport(
+            report=pytest.TestReport(
+                item.nodeid,
+                item.location,
+                dict.fromkeys(item.keywords, 1),
+                "failed",
+                problem,
+                "call",
+            )
+        )
+    hook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+    return True
+
+
+def _node(item: pytest.Item) -> str:
+    return item.nodeid.partition("@")[0]
+
+
+def _lacking(item: pytest.Item) -> str | None:
+    return _tiers_conftest(item).lacking(item)  # type: ignore[no-any-return]
+
+
+def _tiers_conftest(item: pytest.Item) -> Any:
+    """tests/conftest.py, which knows about tiers: it has no name that could be imported."""
+    path = str(ROOT / "tests" / "conftest.py")
+    for plugin in item.config.pluginmanager.get_plugins():
+        if getattr(plugin, "__file__", None) == path:
+            return plugin
+    raise LookupError(path)
+
+
+if guest_inside.inside():
+
+    def pytest_runtest_logstart(nodeid: str) -> None:
+        guest_inside.say({"started": nodeid})
+
+    def pytest_runtest_logfinish(nodeid: str) -> None:
+        guest_inside.say({"finished": nodeid})
+
+    class Reporter:
+        """Sends every report to the host."""
+
+        def __init__(self, config: pytest.Config) -> None:
+            self._config = config
+
+        def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+            data = self._config.hook.pytest_report_to_serializable(
+                config=self._config, report=report
+            )
+            guest_inside.say({"report": data})
+
+    def pytest_configure(config: pytest.Config) -> None:
+        config.pluginmanager.register(Reporter(config), "to-the-host")
