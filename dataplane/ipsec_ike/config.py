@@ -166,7 +166,7 @@ class Limits:
 
     #: Above this many half-open IKE SAs every IKE_SA_INIT must return a COOKIE (RFC 7296 2.6).
     cookie_threshold: int = 32
-    #: No new half-open SA from one address above this many.
+    #: No new half-open SA from one address above this many; from half of it on, COOKIE.
     half_open_per_address: int = 8
     #: No new half-open SA at all above this many.
     half_open_max: int = 1024

@@ -15,10 +15,15 @@ class HalfOpen:
         self._by_address: dict[str, int] = {}
         self.total = 0
 
-    @property
-    def cookies_needed(self) -> bool:
-        """Whether a stranger must return a COOKIE first (RFC 7296 2.6)."""
-        return self.total >= self._limits.cookie_threshold
+    def needs_cookie(self, address: str) -> bool:
+        """Whether a stranger must return a COOKIE first (RFC 7296 2.6).
+
+        Of what one address may have, half is for those who receive there: who only pretends to
+        send from the address of a peer cannot lock that peer out.
+        """
+        limits = self._limits
+        known = self._by_address.get(address, 0)
+        return self.total >= limits.cookie_threshold or 2 * known >= limits.half_open_per_address
 
     def refuses(self, address: str) -> str | None:
         """Why no half-open SA may be made for this address, as a counter name, or None."""

@@ -28,14 +28,15 @@ def candidates(
 ) -> list[Match]:
     """The children that have something in common with the offer, the best first.
 
-    One that takes the whole offer beats one that narrows it; among those, one that the offer fills
-    completely; then one that has no SA yet; then the order of configuration.
+    One that takes the whole offer beats one that narrows it; then one that takes the first
+    selectors of the offer, as RFC 7296 2.9 demands because a packet waits for them; then one that
+    the offer fills completely; then one that has no SA yet; then the order of configuration.
     """
     taken = set(live)
-    found: list[tuple[tuple[bool, bool, bool, int], Match]] = []
+    found: list[tuple[tuple[bool, bool, bool, bool, int], Match]] = []
     for position, child in enumerate(children):
         if local == child.local_ts and remote == child.remote_ts:
-            rank = (False, False, child.name in taken, position)
+            rank = (False, False, False, child.name in taken, position)
             found.append((rank, Match(child, child.local_ts, child.remote_ts, False)))
             continue
         ours, theirs = narrow(local, child.local_ts), narrow(remote, child.remote_ts)
@@ -43,7 +44,8 @@ def candidates(
             continue
         partial = not (covers(ours, local) and covers(theirs, remote))
         unfilled = not (covers(ours, child.local_ts) and covers(theirs, child.remote_ts))
-        rank = (partial, unfilled, child.name in taken, position)
+        misses = not (covers(ours, local[:1]) and covers(theirs, remote[:1]))
+        rank = (partial, misses, unfilled, child.name in taken, position)
         found.append((rank, Match(child, ours, theirs, partial)))
     found.sort(key=lambda entry: entry[0])
     return [match for _, match in found]

@@ -149,6 +149,22 @@ def _refused(sa: IkeSa, identity: IdentityConfig, error: NotifyPayload | None) -
     sa.close(Reason.PEER_ERROR, f"{where} answers {name_of(error)} to IKE_AUTH", notify=False)
 
 
+def disowned(sa: IkeSa) -> None:
+    """The initiator could not verify our AUTH and says so in an exchange of its own, which is the
+    end of the IKE SA (RFC 7296 2.21.2)."""
+    text = f"{sa.remote.address} port {sa.remote.port} does not accept that we are {sa.local_id}"
+    sa.host.emit(
+        AuthFailed(
+            peer=sa.peer.config.name,
+            remote=sa.remote,
+            remote_id=str(sa.remote_id),
+            ours=True,
+            message=text,
+        )
+    )
+    sa.close(Reason.AUTH_FAILED, text, notify=False, linger=True)
+
+
 def _verify_responder(
     sa: IkeSa,
     handshake: Handshake,

@@ -400,7 +400,8 @@ class IkeSa(Timed):
     # -- what the children need (sa.child_sa.Owner) --------------------------------------------
 
     def child_soft(self, child: ChildSa) -> None:
-        self.enqueue(RekeyChild(child))
+        if not any(exchange.old is child for exchange in self.requests(RekeyChild)):
+            self.enqueue(RekeyChild(child))
         self.host.timers.arm(child)
 
     def child_hard(self, child: ChildSa) -> None:

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Final
 from ipsec_ike.events import Warned
 from ipsec_ike.numbers import NotifyType, Protocol
 from ipsec_ike.sa.child_sa import ChildState
-from ipsec_ike.v2 import children, rekey_child, rekey_ike, successor
+from ipsec_ike.v2 import auth, children, rekey_child, rekey_ike, successor
 from ipsec_ike.v2.create_child import CreateChild
 from ipsec_ike.v2.exchange import notifies
 from ipsec_ike.v2.rekey_child import RekeyChild
+from ipsec_ike.v2.states import State
 from ipsec_ike.wire.payloads import DeletePayload, NotifyPayload, Payload
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ def respond(sa: IkeSa, payloads: Sequence[Payload]) -> list[Payload]:
     successor.used(sa)
     for notify in notifies(payloads):
         _notified(sa, notify)
+    if sa.state is State.DELETING:
+        return []
     ours: dict[int, list[bytes]] = {}
     for payload in deletes:
         for spi in payload.spis:
@@ -65,9 +68,11 @@ def _notified(sa: IkeSa, notify: NotifyPayload) -> None:
         child = children.by_peer_spi(sa, 0, int.from_bytes(notify.data[:4]))
         # A young SA may only be unknown because packets overtake messages.
         if child is not None and sa.host.now - child.created_at > children.GRACE:
-            sa.enqueue(RekeyChild(child))
+            sa.child_soft(child)
     elif notify.notify == NotifyType.AUTH_LIFETIME:
         sa.peer.auth_lifetime(sa, notify.data)
-    elif notify.notify < NotifyType.INITIAL_CONTACT:
+    elif notify.notify == NotifyType.AUTHENTICATION_FAILED:
+        auth.disowned(sa)
+    elif notify.notify < NotifyType.INITIAL_CONTACT and sa.host.may_tell():
         name = NotifyType(notify.notify).name
         sa.host.emit(Warned(peer=sa.peer.config.name, message=f"the peer reports {name}"))

@@ -234,6 +234,10 @@ def finish(sa: IkeSa, header: Header, datagram: Datagram) -> None:
         if sa.encap and sa.local.port == IKE_PORT:
             sa.local = Endpoint(sa.local.address, NATT_PORT)
             sa.remote = Endpoint(sa.remote.address, NATT_PORT)
+        if handshake.child is None and not sa.childless:
+            text = "the peer takes no IKE SA without a CHILD_SA (RFC 6023), and none is wanted"
+            sa.close(Reason.CONFIGURATION, text, notify=False)
+            return
         sa.enqueue(AuthExchange())
 
 

@@ -88,7 +88,8 @@ def respond(host: Host, header: Header, datagram: Datagram) -> None:
             _refuse(host, header, datagram, exc.notify, exc.data)
         return
     ni = need(payloads, NoncePayload).data
-    if host.half_open.cookies_needed and not _cookie_is_good(host, header, datagram, payloads, ni):
+    suspicious = host.half_open.needs_cookie(remote.address)
+    if suspicious and not _cookie_is_good(host, header, datagram, payloads, ni):
         cookie = host.cookies.make(ni, header.spi_i, remote, host.now)
         counters["cookies_sent"] += 1
         _refuse(host, header, datagram, NotifyType.COOKIE, cookie)

@@ -160,14 +160,16 @@ def answer(
     allowed: Sequence[ChildConfig],
     *,
     nonces: Nonces | None = None,
+    rekey: bool = False,
 ) -> tuple[Agreed, list[Payload], Nonces]:
     """Agree to the peer's offer for one of ``allowed``; the last result are the nonces used.
 
-    ``nonces`` are those of IKE_SA_INIT if this is IKE_AUTH. Raises an IkeError to refuse with,
-    after the event that explains it.
+    ``nonces`` are those of IKE_SA_INIT if this is IKE_AUTH. With ``rekey`` there may be as many
+    children again, because the old ones go. Raises an IkeError to refuse with, after the event
+    that explains it.
     """
     host = sa.host
-    if len(sa.children) >= host.limits.children:
+    if len(sa.children) >= host.limits.children * (2 if rekey else 1):
         raise NoAdditionalSas(f"there are {len(sa.children)} children already")
     remote = selectors(payloads, PayloadType.TSi)
     local = selectors(payloads, PayloadType.TSr)

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 _COURTESY: Final = 3.0
 #: Seconds until a child that met a temporary obstacle is tried again, and a random share more.
 _SOON: Final = 1.0
+#: Seconds that an IKE SA lasts at least before it is authenticated anew, whatever the peer asks.
+_SHORTEST: Final = 10.0
 _NO_PACKET: Final[Packet] = (None, None)
 
 
@@ -276,6 +278,9 @@ class Peer(Timed):
         handshake = Handshake(host.rng(NONCE_OCTETS))
         handshake.replaces = replaces
         handshake.child = self.first_child()
+        if handshake.child is None and replaces is not None:
+            live = (c.config for c in replaces.children if c.live)
+            handshake.child = next((c for c in live if c in self.config.children), None)
         if handshake.child is not None:
             handshake.packet = self.wanted.get(handshake.child.name, _NO_PACKET)
         self.add(sa)
@@ -359,13 +364,13 @@ class Peer(Timed):
 
     def auth_lifetime(self, sa: IkeSa, data: bytes) -> None:
         """AUTH_LIFETIME of the responder (RFC 4478): seconds until we must authenticate again."""
-        if len(data) != 4 or not sa.initiator:
+        if len(data) != 4:
             return
         host = self.host
         seconds = int.from_bytes(data)
-        sa.reauth_at = host.now + seconds * (0.8 + 0.1 * share(host.rng))
+        sa.reauth_at = host.now + max(_SHORTEST, seconds * (0.8 + 0.1 * share(host.rng)))
         host.timers.arm(sa)
-        if not self.config.initiate or not self.config.paths:
+        if (not self.config.initiate or not self.config.paths) and host.may_tell():
             text = f"the peer wants a new authentication within {seconds} s and we cannot initiate"
             host.emit(Warned(peer=self.config.name, message=text))
 

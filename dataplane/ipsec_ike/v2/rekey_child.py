@@ -134,6 +134,9 @@ class RekeyChild(Exchange):
             return
         soon = error.notify == NotifyType.TEMPORARY_FAILURE
         self._not_yet(sa, f"the peer answers {name_of(error)}", soon=soon)
+        if error.notify == NotifyType.NO_ADDITIONAL_SAS:
+            # It has only what IKE_AUTH gives (RFC 7296 1.3, 4): begin anew, make-before-break.
+            sa.peer.reauthenticate(sa)
 
     def _not_yet(self, sa: IkeSa, why: str, *, soon: bool = False) -> None:
         """The old child goes on until its hard limit; the next try comes before."""
@@ -181,7 +184,7 @@ def respond(sa: IkeSa, payloads: Sequence[Payload], rekey: NotifyPayload) -> lis
         raise ChildSaNotFound(f"no child with SPI {spi:08x}")
     if not old.live:
         raise TemporaryFailure("the child is being deleted")
-    agreed, answer, nonces = negotiate.answer(sa, payloads, (old.config,))
+    agreed, answer, nonces = negotiate.answer(sa, payloads, (old.config,), rekey=True)
     new = children.install(sa, agreed, outbound=False)
     exchange = rekeying(sa, old)
     if exchange is not None:

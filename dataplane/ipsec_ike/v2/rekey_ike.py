@@ -152,6 +152,9 @@ class RekeyIke(Exchange):
         if not soon:
             text = f"the IKE SA cannot be rekeyed yet: the peer answers {name_of(error)}"
             host.emit(Warned(peer=config.name, message=text))
+        if error.notify == NotifyType.NO_ADDITIONAL_SAS:
+            # A minimal implementation, which cannot rekey: begin anew, make-before-break.
+            sa.peer.reauthenticate(sa)
 
 
 def respond(sa: IkeSa, payloads: Sequence[Payload]) -> list[Payload]:
