@@ -12,11 +12,10 @@ from ipsec_ike.inputs import Endpoint
 from ipsec_ike.sa.child_sa import ChildSa
 from ipsec_ike.sa.suite import IkeSuite
 from ipsec_ike.sa.timers import NEVER, Timed
-from ipsec_ike.v2 import children, deletes, protected
+from ipsec_ike.v2 import children, deletes, protected, upkeep
 from ipsec_ike.v2.exchange import Exchange
 from ipsec_ike.v2.keymat import IkeKeys
 from ipsec_ike.v2.rekey_child import RekeyChild
-from ipsec_ike.v2.rekey_ike import RekeyIke
 from ipsec_ike.v2.states import TRANSITIONS, State
 from ipsec_ike.v2.window import Window
 
@@ -217,77 +216,7 @@ class IkeSa(Timed):
         return min(when, self.soft_at, self.reauth_at, self.doomed_at)
 
     def on_timer(self, now: float) -> None:
-        if self.hard_at <= now:
-            self._end_of_life()
-            return
-        if self.window.deadline <= now and not self._repeat():
-            return
-        if self.doomed_at <= now:
-            self.close(Reason.REPLACED, "a newer IKE SA of the same peer took over", notify=True)
-            return
-        if self.state is State.ESTABLISHED and not self.pending:
-            self._upkeep(now)
-        self.host.timers.arm(self)
-
-    def _upkeep(self, now: float) -> None:
-        config = self.peer.config
-        if self.reauth_at <= now:
-            self.reauth_at = now + config.retry_limit
-            self.peer.reauthenticate(self)
-        if self.soft_at <= now:
-            self.soft_at = NEVER
-            self.enqueue(RekeyIke())
-        silent = self.heard_at + config.dpd_interval <= now
-        if config.dpd_interval and silent and not self.window.busy:
-            self.enqueue(deletes.Liveness())
-        if (
-            config.keepalive_interval
-            and self.nat_local
-            and self.sent_at + config.keepalive_interval <= now
-        ):
-            protected.send(self, (b"",))
-
-    def _repeat(self) -> bool:
-        """Send the request again, or give up; returns whether the SA goes on."""
-        window, host = self.window, self.host
-        if window.retry(host.now, self.peer.config.retransmission):
-            host.counters["retransmissions"] += 1
-            protected.send(self, window.request)
-            return True
-        message = (
-            f"no answer from {self.remote.address} port {self.remote.port}"
-            f" after {window.tries + 1} tries in {host.now - window.sent_at:.1f} seconds"
-        )
-        if self.state is State.DELETING or self.state is State.REKEYED:
-            self.forget()
-        elif self.state is State.CONNECTING:
-            self._no_answer(message)
-        else:
-            self.close(Reason.PEER_DEAD, message, notify=False)
-        return False
-
-    def _no_answer(self, message: str) -> None:
-        """An attempt fails: with the refusal that came, if one came."""
-        refusal = None if self.handshake is None else self.handshake.refusal
-        if refusal is None:
-            self.close(Reason.TIMEOUT, message, notify=False)
-            return
-        if refusal.event is not None:
-            self.host.emit(refusal.event)
-        self.close(refusal.reason, refusal.message, notify=False)
-
-    def _end_of_life(self) -> None:
-        self.hard_at = NEVER
-        if self.state is State.DELETING:
-            self.forget()
-        elif self.state is State.CONNECTING:
-            if not self.initiator:
-                self.host.counters["half_open_timeout"] += 1
-            self.close(Reason.TIMEOUT, "the peer did not authenticate in time", notify=False)
-        elif self.state is State.REKEYED or self.pending:
-            self.retire()
-        else:
-            self.close(Reason.EXPIRED, "hard lifetime of the IKE SA", notify=True)
+        upkeep.on_timer(self, now)
 
     # -- the end -----------------------------------------------------------------------------
 
