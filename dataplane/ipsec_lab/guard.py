@@ -18,6 +18,10 @@ from ipsec_lab.topology import Topology
 
 _TABLE: Final = "lab_guard"
 _NAT: Final = "lab_nat"
+#: The Response flag of IKE, and where its octet is in bits from the UDP header on, by port
+#: (RFC 7296 3.1; RFC 3948 2.2).
+_RESPONSE: Final = 0x20
+_IKE_FLAGS: Final = (("udp dport 500", 216), ("udp dport 4500 @th,64,32 0", 248))
 
 
 @dataclass(frozen=True)
@@ -89,16 +93,21 @@ class Guard:
         """Silently drop everything from now on: the cable is out, and nobody is told."""
         self._weather("counter name seen_weather drop")
 
-    def cut_ike(self, *, answers_only: bool = False) -> None:
-        """Silently drop IKE alone: both sides can be made to wait for each other's answers while
-        the traffic goes on. ``answers_only`` lets requests pass."""
-        # The Response flag, in octet 19 of the IKE header (RFC 7296 3.1).
-        plain, marked = ("@th,216,8 & 0x20 == 0x20", "@th,248,8 & 0x20 == 0x20")
-        if not answers_only:
-            plain = marked = ""
+    def cut_ike(self, *, requests: str = "ab", answers: bool = True) -> None:
+        """Silently drop IKE alone, so that both sides wait for each other while traffic goes on.
+
+        ``requests``: those from these sites; ``answers``: those from both.
+        """
         self._weather(
-            f"udp dport 500 {plain} counter name seen_weather drop",
-            f"udp dport 4500 @th,64,32 0 {marked} counter name seen_weather drop",
+            *(
+                f"iifname to-{site} {port} @th,{flags},8 & {_RESPONSE} {test} "
+                "counter name seen_weather drop"
+                for port, flags in _IKE_FLAGS
+                for site, test in (
+                    *((site, "== 0") for site in requests),
+                    *((site, "!= 0") for site in "ab" if answers),
+                )
+            )
         )
 
     def lose(self, percent: int) -> None:

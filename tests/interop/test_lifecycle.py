@@ -73,6 +73,10 @@ SEEN = {
 }
 
 
+#: What charon's log says when it has replaced its SA.
+DONE = {"child": "CHILD_SA closed", "ike": "state change: REKEYED => DELETING"}
+
+
 @pytest.mark.parametrize(
     ("role", "first"), [("initiator", "ours"), ("responder", "theirs"), ("initiator", "both")]
 )
@@ -80,36 +84,45 @@ SEEN = {
 def test_rekey_collision(rig: InteropRig, role, what, first):
     """Both sides have asked when the other's request arrives. ESP goes on meanwhile.
 
-    We repeat our request after half a second, so charon's pace says whose arrives ``first``; for
-    ``both`` no answer passes until both requests have.
+    ``first`` is whose request gets through while the other's is lost again and again; with ``both``
+    it is the answers that are lost, until both requests have arrived.
     """
     lifetime = {"proposal" if what == "child" else "profile": {"lifetime": "16s"}}
     connection = rig.connection()
-    pace = 2.0 if first == "ours" else 0.3
-    rig.start_theirs(connection, settings=CharonSettings(retransmit_timeout=pace))
+    rig.start_theirs(connection, settings=CharonSettings(retransmit_timeout=0.3))
     rig.start_ours(rig.documents(passive=role == "responder", **lifetime))
     if role == "responder":
         rig.charon.initiate(child=CHILD)
     rig.wait_up(connection)
     old = rig.charon.established(CONNECTION)[0]
     ping_until(rig.topology.lan_a, rig.topology.b.host())
+
+    def charon_says(text: str, times: int = 1) -> None:
+        rig.gateway.wait(lambda: len(re.findall(text, rig.charon.log())) >= times, text)
+
     with ConstantPing(rig.topology.lan_a, rig.topology.b.host()) as constant:
         before = rig.guard.counters().weather
         rig.guard.cut_ike()
         rig.gateway.wait(lambda: rig.guard.counters().weather > before, "ours", timeout=20)
         asked = rig.charon.log().count(ASKING[what])
         rig.charon.rekey(**({"child": CHILD} if what == "child" else {"ike": CONNECTION}))
-        rig.gateway.wait(lambda: rig.charon.log().count(ASKING[what]) > asked, "theirs")
-        if first == "both":
+        charon_says(ASKING[what], asked + 1)
+        if first == "ours":
+            rig.guard.cut_ike(requests="b", answers=False)
+            charon_says("collision with")
+        elif first == "theirs":
+            rig.guard.cut_ike(requests="a", answers=False)
+            charon_says(DONE[what])
+        else:
             repeated = rig.charon.log().count("] retransmit ")
-            rig.guard.cut_ike(answers_only=True)
-            rig.gateway.wait(lambda: "collision with" in rig.charon.log(), "ours at charon")
-            rig.gateway.wait(lambda: rig.charon.log().count("] retransmit ") > repeated, "theirs")
+            rig.guard.cut_ike(requests="")
+            charon_says("collision with")
+            charon_says(r"\] retransmit ", repeated + 1)
         rig.guard.restore()
+        charon_says(SEEN[what, first])
         rig.charon.wait_for(lambda sas: _replaced(sas, old, what), "one winner", timeout=15)
         result = constant.stop()
     assert result.lost == ()
-    assert re.search(SEEN[what, first], rig.charon.log())
     rig.exchange_traffic(lan=(0,))
 
 
@@ -217,8 +230,11 @@ def _ike_sas(rig: InteropRig) -> int:
 
 @RESTARTS
 def test_we_restart(rig: InteropRig, how):
-    """The same manifests again: one IKE SA is left, because of INITIAL_CONTACT."""
-    connection = rig.connection(unique="replace")
+    """The same manifests again: one IKE SA is left, because of INITIAL_CONTACT.
+
+    ``unique = no``: charon replaces nothing of its own accord.
+    """
+    connection = rig.connection(unique="no")
     rig.connect("initiator", rig.documents(), connection)
     first = rig.charon.wait_installed(CHILD)
     _restart_ours(rig, how)

@@ -54,13 +54,27 @@ def test_wrong_group_first(rig: InteropRig, role):
     assert "INVAL_KE" in rig.charon.log()
 
 
-def test_wrong_group_in_a_rekey(rig: InteropRig):
+def test_wrong_group_in_a_rekey_of_charon(rig: InteropRig):
     """PFS: charon proposes x25519 first, our policy allows only ecp384."""
     documents = rig.documents(proposal={"pfsGroup": "ecp384"})
     child = {"esp_proposals": ("aes128gcm16-x25519-ecp384",)}
     rig.connect("initiator", documents, rig.connection(child=child))
     old = rig.charon.wait_installed(CHILD)
     rig.charon.rekey(child=CHILD)
+    rig.charon.wait_for(lambda sas: replaced(sas, old.spi_in), "child rekeyed")
+    assert rig.charon.wait_installed(CHILD).suite.endswith("ECP_384")
+    rig.exchange_traffic(lan=(0,))
+
+
+def test_wrong_group_in_a_rekey_of_ours(rig: InteropRig):
+    """PFS: we guess x25519, which was right for the IKE SA; charon wants ecp384 for the child."""
+    documents = rig.documents(
+        profile={"dhGroups": ["x25519", "ecp384"]},
+        proposal={"pfsGroup": "auto", "lifetime": "5s"},
+    )
+    child = {"esp_proposals": ("aes128gcm16-ecp384",)}
+    rig.connect("initiator", documents, rig.connection(child=child))
+    old = rig.charon.wait_installed(CHILD)
     rig.charon.wait_for(lambda sas: replaced(sas, old.spi_in), "child rekeyed")
     assert rig.charon.wait_installed(CHILD).suite.endswith("ECP_384")
     rig.exchange_traffic(lan=(0,))
