@@ -118,7 +118,7 @@ def serve(
     perform: Callable[[Body], None],
     sources: Sequence[tuple[int, Callable[[], None]]],
 ) -> None:
-    """Until the gateway is gone: requests first, then whichever of ``sources`` is readable."""
+    """Until the gateway is gone: whichever of ``sources`` is readable first, then requests."""
     poll = select.poll()
     ready = dict(sources)
     for descriptor in ready:
@@ -129,12 +129,13 @@ def serve(
     alive = control.flush()
     while alive:
         events = poll.poll()
-        # Requests first: packets may come because of them.
-        if any(descriptor == control_fd for descriptor, _ in events) and not control.work(perform):
-            return
+        # Packets first: those that wait came before their SA was deleted. One that came because of
+        # a request finds it (``catch_up``).
         for descriptor, _ in events:
             if descriptor != control_fd:
                 ready[descriptor]()
+        if any(descriptor == control_fd for descriptor, _ in events) and not control.work(perform):
+            return
         if control.backlog():
             alive = control.flush()
             wanted = select.POLLIN | (select.POLLOUT if control.backlog() else 0)
