@@ -46,6 +46,10 @@ class SaId:
     spi: int
     destination: str
 
+    def __hash__(self) -> int:
+        # Several tables are kept by these; the SPI alone tells nearly all of them apart.
+        return self.spi
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SaSpec:

@@ -172,24 +172,29 @@ class UserspaceBackend:
 
         Raises DataplaneError with the SA's peer, child and SPI.
         """
-        what = f"SA {spec.id.spi:08x} ({spec.id.direction.value}) of {spec.peer}/{spec.child}"
-        if spec.mode is not Mode.TUNNEL:
-            raise DataplaneError(f"{what}: the userspace data plane has tunnel mode only")
-        if spec.id.protocol != Protocol.ESP:
-            raise DataplaneError(f"{what}: the userspace data plane has ESP only")
-        if spec.id in self._sas:
-            raise DataplaneError(f"{what}: exists already")
-        worker = self._worker(spec.id)
+        sa = spec.id
         try:
-            check_keys(spec)
-            self._senders.find(spec.source, spec.destination, encap=spec.encap)
+            self._check(spec)
+            worker = self._worker(sa)
+            slot = self._take_slot()
         except (DataplaneError, LocalMisuse) as exc:
+            what = f"SA {sa.spi:08x} ({sa.direction.value}) of {spec.peer}/{spec.child}"
             raise DataplaneError(f"{what}: {exc}") from exc
-        slot = self._take_slot()
-        self._sas[spec.id] = spec
-        self._slots[spec.id] = slot
+        self._sas[sa] = spec
+        self._slots[sa] = slot
         worker.tell(AddSa(spec, slot))
         self._narrow_mtu(spec)
+
+    def _check(self, spec: SaSpec) -> None:
+        """Everything that a packet process could refuse."""
+        if spec.mode is not Mode.TUNNEL:
+            raise DataplaneError("the userspace data plane has tunnel mode only")
+        if spec.id.protocol != Protocol.ESP:
+            raise DataplaneError("the userspace data plane has ESP only")
+        if spec.id in self._sas:
+            raise DataplaneError("exists already")
+        check_keys(spec)
+        self._senders.find(spec.source, spec.destination, encap=spec.encap)
 
     async def update_sa(self, update: UpdateSa) -> None:
         """Move an SA; it keeps its id. Raises DataplaneError if there is none."""
@@ -203,7 +208,11 @@ class UserspaceBackend:
         self._adapt_soon()
 
     async def delete_sa(self, sa: SaId) -> None:
-        """Remove an SA; no error if it is gone already."""
+        """Remove an SA; no error if it is gone already.
+
+        Its process has done so on return: what tells the peer that an outbound SA is not used any
+        more must not leave before that is true.
+        """
         known = self._find(sa)
         if known is None:
             return
