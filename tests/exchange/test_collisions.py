@@ -431,11 +431,15 @@ class TestRekeyOfTheIkeSa:
         assert pair.children(LEFT) == [("net0", "installed"), ("net1", "installed")]
 
     def test_while_a_child_is_deleted(self) -> None:
+        """2.25.2: who is closing a child refuses to rekey its IKE SA for now."""
         pair = up()
         delete_child(pair, LEFT)
         rekey_ike(pair, RIGHT)
+        # SK { D } --x    <-- SK { SA, Ni, KEi }    SK { N(TEMPORARY_FAILURE) } -->
+        late = pair.take(LEFT, INFO)
         pair.passes(RIGHT, CREATE)
-        pair.passes(LEFT, INFO)
+        assert refusals(pair, pair.passes(LEFT, CREATE)) == [NotifyType.TEMPORARY_FAILURE]
+        pair.deliver(late)
         pair.flow()
         pair.sleep(60.0)
         assert_at_rest(pair)
