@@ -35,15 +35,14 @@ _CACHED_LENGTH: Final = 16
 
 def without_ke(proposals: Sequence[Proposal]) -> tuple[Proposal, ...]:
     """The proposals without key exchange methods, as IKE_AUTH carries them (RFC 7296 1.2)."""
-    return tuple(
-        Proposal(
-            p.protocol,
-            tuple(t for t in p.transforms if t.type != TransformType.KE),
-            p.spi,
-            p.number,
-        )
-        for p in proposals
-    )
+    return tuple(map(_without_ke, proposals))
+
+
+def _without_ke(proposal: Proposal) -> Proposal:
+    kept = tuple([t for t in proposal.transforms if t.type != TransformType.KE])
+    if len(kept) == len(proposal.transforms):
+        return proposal
+    return Proposal(proposal.protocol, kept, proposal.spi, proposal.number)
 
 
 def with_spi(proposals: Sequence[Proposal], spi: bytes) -> tuple[Proposal, ...]:
