@@ -203,7 +203,9 @@ def ike_sa(host: Host, sa: IkeSa) -> dict[str, Any]:
             sa.reauth_at,
             sa.doomed_at,
         ),
-        "predecessor": None if before is None else before.our_spi.hex(),
+        "predecessor": before.our_spi.hex()
+        if before is not None and host.sas.get(before.our_spi) is before
+        else None,
         "current": None if sa.current is None else exchange(host, sa.current, config),
         "queue": [exchange(host, each, config) for each in sa.queue],
         "children": [_child(host, child, config) for child in sa.children],

@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 from ipaddress import ip_network
+from math import inf
 
 import pytest
 
@@ -162,7 +163,7 @@ class Pair:
         while True:
             self.run()
             timers = [s.engine.next_timer() for s in (self.left, self.right)]
-            when = min((t for t in timers if t is not None), default=end)
+            when = min((t for t in timers if t is not None), default=inf)
             if when > end:
                 break
             self.now = max(self.now, when)
