@@ -9,9 +9,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import IO, Any, Final, Protocol
 
 import yaml
 
@@ -23,6 +23,21 @@ from ipsec_lab.topology import Topology
 #: Where the gateway serves /healthz, /readyz and /metrics; each has a namespace of its own.
 HTTP: Final = ("127.0.0.1", 9500)
 _COMMAND: Final = (sys.executable, "-c", "from ipsec_cli.main import main; main()", "gateway")
+
+
+class Process(Protocol):
+    """What a started gateway is: a subprocess.Popen, or a process that was forked."""
+
+    @property
+    def pid(self) -> int: ...
+
+    def poll(self) -> int | None: ...
+
+    def wait(self, timeout: float | None = None) -> int: ...
+
+    def send_signal(self, number: int, /) -> None: ...
+
+    def terminate(self) -> None: ...
 
 
 class GatewayProcess:
@@ -37,7 +52,7 @@ class GatewayProcess:
         self.manifests: Final = directory / "manifests"
         self.state: Final = directory / "state"
         self.log_path: Final = directory / "gateway.log"
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Process | None = None
         self._log: IO[bytes] | None = None
         self.manifests.mkdir(exist_ok=True)
         self.state.mkdir(exist_ok=True)
@@ -59,11 +74,8 @@ class GatewayProcess:
 
     def start(self, *options: str, timeout: float = 20.0) -> None:
         """Start it and wait until /readyz says yes."""
-        self._log = self.log_path.open("ab")
-        self._process = self._topology.start(
-            self.namespace,
+        self._process = self._launch(
             [
-                *_COMMAND,
                 "--manifests",
                 str(self.manifests),
                 "--state",
@@ -71,9 +83,7 @@ class GatewayProcess:
                 "--listen",
                 "{}:{}".format(*HTTP),
                 *options,
-            ],
-            log=self._log,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            ]
         )
         deadline = time.monotonic() + timeout
         while self.get("/readyz")[0] != 200:
@@ -84,6 +94,15 @@ class GatewayProcess:
                     f"the gateway is not ready after {timeout:g} s: {self._last_words()}"
                 )
             time.sleep(0.05)
+
+    def _launch(self, options: Sequence[str]) -> Process:
+        self._log = self.log_path.open("ab")
+        return self._topology.start(
+            self.namespace,
+            [*_COMMAND, *options],
+            log=self._log,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        )
 
     def stop(self, *, timeout: float = 15.0) -> int:
         """SIGTERM, and its exit status. Raises LabError if it does not end in time."""

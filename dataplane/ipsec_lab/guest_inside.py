@@ -31,8 +31,9 @@ _MODULES: Final = (
 
 def say(message: Mapping[str, Any]) -> None:
     """One line for the host."""
+    uptime = Path("/proc/uptime").read_text().split()[0]
     with (SHARED / "said.jsonl").open("a") as said:
-        said.write(json.dumps(message) + "\n")
+        said.write(json.dumps({**message, "uptime": float(uptime)}) + "\n")
 
 
 def inside() -> bool:

@@ -31,6 +31,7 @@ _ARP: Final = 0x0806
 _ICMP: Final = 1
 _UDP: Final = 17
 _ESP: Final = 50
+_AH: Final = 51
 _ICMPV6: Final = 58
 _V6_FRAGMENT: Final = 44
 
@@ -43,8 +44,8 @@ _RESPONSE: Final = 0x20
 
 
 def classify(frame: bytes | memoryview) -> str:
-    """What an Ethernet frame is: ``ike``, ``keepalive``, ``esp``, ``esp-in-udp``, ``fragment``
-    (non-first), ``neighbour`` (ARP, ND and other link-local chatter), ``icmp`` or ``other``.
+    """What an Ethernet frame is: ``ike``, ``keepalive``, ``esp``, ``esp-in-udp``, ``ah``,
+    ``fragment`` (non-first), ``neighbour`` (ARP, ND and other link-local chatter), ``icmp`` or ``other``.
 
     Never raises: what is too short to tell is ``other``.
     """
@@ -84,6 +85,8 @@ def _network(frame: memoryview) -> tuple[str, memoryview]:
 def _transport(protocol: int, data: memoryview) -> tuple[str, memoryview]:
     if protocol == _ESP:
         return "esp", _NOTHING
+    if protocol == _AH:
+        return "ah", _NOTHING
     if protocol == _ICMP:
         return "icmp", _NOTHING
     if protocol == _ICMPV6:

@@ -1,8 +1,9 @@
 """Debian's strongSwan in a namespace: a charon with its own /run, control socket, log and settings.
 
-The kernels that the lab meets have no ESP, so charon carries its packets itself (kernel-libipsec).
+Where the kernel has no ESP charon carries its packets itself (kernel-libipsec, the default here).
 That plugin knows tunnel mode only, puts everything into UDP (it pretends a NAT), has no ESN, and
-needs an address of the gateway inside of ``local_ts``.
+needs an address of the gateway inside of ``local_ts``. On the kernels of ``ipsec_lab.guest`` it is
+``CharonSettings(kernel=True)``: kernel-netlink, with all that XFRM can do.
 """
 
 from __future__ import annotations
@@ -26,12 +27,13 @@ from ipsec_lab.vici import Section, Vici
 
 CHARON: Final = Path("/usr/lib/ipsec/charon")
 _PLUGIN_DIR: Final = Path("/usr/lib/ipsec/plugins")
-#: kernel-libipsec before kernel-netlink: the first to register carries the packets.
 _PLUGINS: Final = (
     "random nonce openssl aes aesni sha1 sha2 hmac kdf gcm ccm ctr cmac xcbc chapoly drbg "
     "curve25519 gmp pem pkcs1 pkcs8 pubkey x509 constraints "
-    "kernel-libipsec kernel-netlink socket-default vici"
 )
+#: kernel-libipsec before kernel-netlink: the first to register carries the packets.
+_USERSPACE: Final = "kernel-libipsec kernel-netlink socket-default vici"
+_KERNEL: Final = "kernel-netlink socket-default vici"
 _NEEDED: Final = ("kernel-libipsec", "openssl", "vici", "chapoly")
 PACKAGES: Final = (
     "strongswan-charon strongswan-swanctl libcharon-extra-plugins "
@@ -59,7 +61,10 @@ class Child:
     name: str
     local_ts: tuple[str, ...]
     remote_ts: tuple[str, ...]
+    #: Either this or ``ah_proposals`` is used: the latter if there are any.
     esp_proposals: tuple[str, ...] = ("aes128gcm16-x25519",)
+    ah_proposals: tuple[str, ...] = ()
+    mode: str = "tunnel"
     start_action: str = "none"
     close_action: str = "none"
     dpd_action: str = "clear"
@@ -67,6 +72,10 @@ class Child:
     rand_time: int = 0
     life_time: int = 0
     rekey_packets: int = 0
+    life_packets: int = 0
+    rekey_bytes: int = 0
+    life_bytes: int = 0
+    replay_window: int = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +119,8 @@ class CharonSettings:
     delete_rekeyed_delay: int = 5
     keep_alive: int = 20
     log_level: int = 2
+    #: The kernel carries the packets.
+    kernel: bool = False
     extra: Mapping[str, str | int] = field(default_factory=dict)
 
 
@@ -186,12 +197,18 @@ class Charon:
             raise LabError("charon is not running")
         return self._process.pid
 
+    @property
+    def running(self) -> bool:
+        """Whether it was started and has not ended since."""
+        return self._process is not None and self._process.poll() is None
+
     def start(self, *, timeout: float = 20.0) -> None:
         """Start charon and wait until it answers."""
         config = self.directory / "strongswan.conf"
+        plugins = _PLUGINS + (_KERNEL if self.settings.kernel else _USERSPACE)
         config.write_text(
             self._templates.get_template("strongswan.conf.j2").render(
-                s=self.settings, plugins=_PLUGINS, socket=self.socket_path, log=self.log_path
+                s=self.settings, plugins=plugins, socket=self.socket_path, log=self.log_path
             )
         )
         self.socket_path.unlink(missing_ok=True)

@@ -6,15 +6,19 @@ the tests that have no report yet, with the end of its console as the reason.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ipsec_lab import guest_inside
+from ipsec_lab.guard import Guard
 from ipsec_lab.guest import Guest
+from ipsec_lab.kernel_rig import KernelRig, SlowCharon, charons
 from ipsec_lab.netns import LabError
+from ipsec_lab.sniffer import Sniffer
+from ipsec_lab.topology import Topology
 
 ROOT = Path(__file__).parents[2]
 
@@ -124,6 +128,104 @@ def _tiers_conftest(item: pytest.Item) -> Any:
         if getattr(plugin, "__file__", None) == path:
             return plugin
     raise LookupError(path)
+
+
+@pytest.fixture(scope="session")
+def kernel_topology() -> Iterator[Topology]:
+    with Topology() as topology:
+        for site in ("a", "b"):
+            # Such as an administrator has it where tunnels end: what comes out of an SA may be for
+            # another interface than the one that it came in by.
+            topology.gateway(site).sysctl({"ipv4.conf.all.rp_filter": 0})
+        yield topology
+
+
+@pytest.fixture(scope="session")
+def kernel_guard(kernel_topology: Topology) -> Guard:
+    return Guard(kernel_topology)
+
+
+@pytest.fixture(scope="session")
+def kernel_charons(
+    kernel_topology: Topology, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, SlowCharon]:
+    return charons(kernel_topology, tmp_path_factory.mktemp("charons"))
+
+
+@pytest.fixture
+def rig(
+    kernel_topology: Topology,
+    kernel_guard: Guard,
+    kernel_charons: dict[str, SlowCharon],
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+) -> Iterator[KernelRig]:
+    """Two sites behind the guard; no clear text may reach the WAN meanwhile.
+
+    Tests of AH say ``@pytest.mark.parametrize("integrity_only", [True])``: their frames are
+    readable, and the guard lets AH pass for them.
+    """
+    topology, guard = kernel_topology, kernel_guard
+    readable = "integrity_only" in request.fixturenames
+    if readable:
+        guard.allow_ah()
+    before = guard.counters()
+    rig = KernelRig(topology, guard, tmp_path, kernel_charons)
+    request.node.stash[_RIG] = rig
+    with Sniffer(topology.wan) as sniffer:
+        try:
+            yield rig
+        finally:
+            rig.stop()
+            guard.restore()
+            guard.end_nat()
+            guard.refuse_ah()
+            _clean(topology)
+    seen = sniffer.sighting()
+    assert (guard.counters() - before).clear == 0, f"clear text reached the WAN: {seen.clear}"
+    if not readable:
+        assert seen.marked == 0, seen.first_marked
+
+
+def _clean(topology: Topology) -> None:
+    """What a killed gateway leaves for its next start to adopt: the next test is another one."""
+    for namespace in (topology.gw_a, topology.gw_b):
+        namespace.run("sh", "-c", _CLEANING)
+
+
+# Each program that starts takes a tenth of a second in here: one shell for all of them.
+_CLEANING = """
+ip xfrm state flush
+ip xfrm policy flush
+nft flush ruleset
+for family in -4 -6; do
+  ip $family rule show | while read -r priority rest; do
+    case "$rest" in
+    *lookup\\ local* | *lookup\\ main* | *lookup\\ default* | *lookup\\ 220*) ;;
+    *) ip $family rule del priority "${priority%:}" ;;
+    esac
+  done
+done
+for link in $(ip -o link show type xfrm | sed 's/^[0-9]*: \\([^:@]*\\).*/\\1/'); do
+  ip link del "$link"
+done
+"""
+
+_RIG: pytest.StashKey[KernelRig] = pytest.StashKey()
+_LOG_LINES = 120
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    rig = item.stash.get(_RIG, None)
+    if report.failed and rig is not None:
+        for name, text in rig.logs().items():
+            tail = "\n".join(text.splitlines()[-_LOG_LINES:])
+            report.sections.append((name, tail))
+    return report
 
 
 if guest_inside.inside():
