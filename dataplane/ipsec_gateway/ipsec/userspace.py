@@ -194,7 +194,9 @@ class UserspaceBackend:
         if spec.id in self._sas:
             raise DataplaneError("exists already")
         check_keys(spec)
-        self._senders.find(spec.source, spec.destination, encap=spec.encap)
+        # What arrives may come from any port: behind a NAT, from none that we have ourselves.
+        if spec.id.direction is Direction.OUT:
+            self._senders.find(spec.source, spec.destination, encap=spec.encap)
 
     async def update_sa(self, update: UpdateSa) -> None:
         """Move an SA; it keeps its id. Raises DataplaneError if there is none."""
