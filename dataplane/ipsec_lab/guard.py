@@ -29,7 +29,8 @@ class GuardCounters:
     """Packets seen by the router since ``Guard`` was set up; a GSO burst counts as one.
 
     ``esp`` and ``esp_udp`` are what carries traffic, ``ike`` includes NAT keepalives, ``fragments``
-    are non-first fragments of packets between the outer addresses. ``clear`` was dropped: it is
+    are non-first fragments of packets between the outer addresses. ``ah`` passes only where
+    ``Guard.allow_ah`` said so: it protects without hiding anything. ``clear`` was dropped: it is
     everything else. ``weather`` was dropped by ``cut``, ``cut_ike`` or
     ``lose``.
     """
@@ -39,6 +40,7 @@ class GuardCounters:
     esp_udp: int = 0
     icmp_error: int = 0
     fragments: int = 0
+    ah: int = 0
     clear: int = 0
     weather: int = 0
 
@@ -88,6 +90,15 @@ class Guard:
         """Take one more address of a site for an outer one."""
         outer = "outer6" if ":" in address else "outer4"
         self._wan.nft(f"add element inet {_TABLE} {outer} {{ {address} }}\n")
+
+    def allow_ah(self) -> None:
+        """Let AH between the outer addresses pass; until ``refuse_ah`` it is clear text."""
+        rule = "meta l4proto ah counter name seen_ah accept"
+        self._wan.nft(f"add rule inet {_TABLE} ah_allowed {rule}\n")
+
+    def refuse_ah(self) -> None:
+        """End of ``allow_ah``."""
+        self._wan.nft(f"flush chain inet {_TABLE} ah_allowed\n")
 
     def cut(self) -> None:
         """Silently drop everything from now on: the cable is out, and nobody is told."""
@@ -161,6 +172,7 @@ table inet {table} {{
   set outer4 {{ type ipv4_addr; {v4} }}
   set outer6 {{ type ipv6_addr; {v6} }}
   chain weather {{ }}
+  chain ah_allowed {{ }}
   chain natt {{
     udp length 9 counter name seen_ike accept
     @th,64,32 0 counter name seen_ike accept
@@ -172,6 +184,7 @@ table inet {table} {{
     udp dport 4500 goto natt
     udp sport 4500 goto natt
     meta l4proto esp counter name seen_esp accept
+    jump ah_allowed
     ip frag-off & 0x1fff != 0 counter name seen_fragments accept
     frag frag-off != 0 counter name seen_fragments accept
     icmp type {{ destination-unreachable, time-exceeded }} counter name seen_icmp_error accept
