@@ -45,7 +45,8 @@ _RESPONSE: Final = 0x20
 
 def classify(frame: bytes | memoryview) -> str:
     """What an Ethernet frame is: ``ike``, ``keepalive``, ``esp``, ``esp-in-udp``, ``ah``,
-    ``fragment`` (non-first), ``neighbour`` (ARP, ND and other link-local chatter), ``icmp`` or ``other``.
+    ``fragment`` (non-first), ``neighbour`` (ARP, ND and other link-local chatter), ``icmp`` or
+    ``other``.
 
     Never raises: what is too short to tell is ``other``.
     """
