@@ -62,6 +62,8 @@ def test_wrong_group_in_a_rekey_of_charon(rig: InteropRig):
     old = rig.charon.wait_installed(CHILD)
     rig.charon.rekey(child=CHILD)
     rig.charon.wait_for(lambda sas: replaced(sas, old.spi_in), "child rekeyed")
+    assert "INVAL_KE" in rig.charon.log()
+    assert "child lans rekeyed" in rig.gateway.log()
     assert rig.charon.wait_installed(CHILD).suite.endswith("ECP_384")
     rig.exchange_traffic(lan=(0,))
 
@@ -76,6 +78,8 @@ def test_wrong_group_in_a_rekey_of_ours(rig: InteropRig):
     rig.connect("initiator", documents, rig.connection(child=child))
     old = rig.charon.wait_installed(CHILD)
     rig.charon.wait_for(lambda sas: replaced(sas, old.spi_in), "child rekeyed")
+    assert "INVAL_KE" in rig.charon.log()
+    assert "child lans rekeyed" in rig.gateway.log()
     assert rig.charon.wait_installed(CHILD).suite.endswith("ECP_384")
     rig.exchange_traffic(lan=(0,))
 
