@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from ipsec_gateway import xfrmstat
 from ipsec_gateway.board import PeerState
 from ipsec_gateway.intent import ChildOwner
 from ipsec_gateway.pump import Traffic
@@ -48,6 +49,8 @@ class Scrape:
     ike_counters: Mapping[str, int] = field(default_factory=dict)
     socket_counters: Mapping[str, int] = field(default_factory=dict)
     dataplane_drops: Mapping[str, int] = field(default_factory=dict)
+    #: Of ``xfrmstat``: the kernel's counters by its names.
+    xfrm: Mapping[str, int] = field(default_factory=dict)
 
 
 class Metrics(Collector):
@@ -115,6 +118,12 @@ class Metrics(Collector):
             family = CounterMetricFamily(name, text, labels=("gateway", "reason"))
             for reason, count in sorted(counters.items()):
                 family.add_metric((scrape.gateway, reason), count)
+            yield family
+        for name, count in scrape.xfrm.items():
+            family = CounterMetricFamily(
+                xfrmstat.metric(name), xfrmstat.help_text(name), labels=("gateway",)
+            )
+            family.add_metric((scrape.gateway,), count)
             yield family
         family = CounterMetricFamily(
             "ipsec_reconcile", "Reconciliations.", labels=("gateway", "result")

@@ -24,7 +24,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from ipsec_gateway import plan
+from ipsec_gateway import plan, xfrmstat
 from ipsec_gateway.board import Cause
 from ipsec_gateway.handover import Handover
 from ipsec_gateway.http import HttpServer, Pages
@@ -317,6 +317,7 @@ class Gateway:
                 self._policies.pop(key, None)
         if steering is not None:
             await steering.prune()
+            await steering.settle(wanted)
             if retained:
                 await self._guard(wanted, mtu, ())
         self._done, self._checked = (wanted, addresses, mtu), self._loop.time()
@@ -495,6 +496,7 @@ class Gateway:
             ike_counters=dict(self.pump.engine.counters),
             socket_counters=dict(self._sockets.counters),
             dataplane_drops=drops() if callable(drops) else {},
+            xfrm=xfrmstat.read() if self._options.kernel else {},
         )
         return self.metrics.render()
 
@@ -512,6 +514,7 @@ class Gateway:
         return {
             "gateway": self._options.name,
             "dataplane": self.pump.backend.name if self.pump.backend else None,
+            "sysctls": self._steering.sysctls.changed if self._steering else {},
             "objects": [
                 {"kind": key.kind, "namespace": key.namespace, "name": key.name, "status": status}
                 for key, status in sorted(self.board.all().items())
