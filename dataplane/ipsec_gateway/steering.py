@@ -9,12 +9,14 @@ up is in ``classify``, ``nftables`` and ``routing``.
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ipsec_gateway import nftables, plan
+from ipsec_gateway import conntrack, nftables, plan
 from ipsec_gateway.classify import Network, classify
 from ipsec_gateway.intent import Address, Intent, collapsed
 from ipsec_gateway.ipsec.base import PolicySpec
@@ -32,7 +34,10 @@ from ipsec_gateway.routing import (
     parse_ways,
     routing,
 )
+from ipsec_gateway.sysctls import Sysctls, forwards
 from ipsec_gateway.tools import ToolError, run, run_json
+
+log = logging.getLogger("ipsec_gateway")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +54,12 @@ class Steering:
     ``device`` is what packets are routed into, or None if the kernel's SPD encrypts them.
     """
 
-    def __init__(self, device: str | None) -> None:
+    def __init__(self, device: str | None, sysctls: Sysctls | None = None) -> None:
         self.device = device
+        self.sysctls = sysctls or Sysctls()
+        self._told: set[str] = set()
+        #: Pairs whose connections from before have been looked at.
+        self._flushed: frozenset[tuple[Network, Network]] = frozenset()
         self._guard: nftables.Ruleset | None = None
         #: What the guard was made from.
         self._basis: tuple[object, ...] = ()
@@ -115,7 +124,32 @@ class Steering:
         if self.device is not None:
             await run("ip", "address", "replace", *DUMMY_ADDRESS.split(), "dev", self.device)
             self._loosen()
+        self._tell(self.sysctls.apply(forwards(intent.pairs, addresses)))
         return any(changes.add.values())
+
+    async def settle(self, intent: Intent) -> None:
+        """Have connections that were translated before they became a tunnel's start anew.
+
+        After everything else is in place, since what they send next is judged by it.
+        """
+        pairs = frozenset(intent.pairs)
+        fresh = pairs - self._flushed
+        if fresh:
+            try:
+                count = await asyncio.to_thread(conntrack.flush, fresh)
+            except ToolError as exc:
+                self._tell([str(exc)])
+            else:
+                if count:
+                    log.info("%d connections keep their source from now on", count)
+        self._flushed = pairs
+
+    def _tell(self, problems: Iterable[str]) -> None:
+        """Log each once."""
+        for problem in problems:
+            if problem not in self._told:
+                self._told.add(problem)
+                log.warning("%s", problem)
 
     async def _desired(self, intent: Intent, addresses: tuple[Address, ...]) -> Routing:
         if self.device is not None:
@@ -147,6 +181,8 @@ class Steering:
         if self.device is not None and await device_mtu(self.device) is not None:
             await run("ip", "address", "flush", "dev", self.device, "to", DUMMY_ADDRESS.split()[0])
         self._stale = None
+        self._flushed = frozenset()
+        self._tell(self.sysctls.restore())
 
     async def unguard(self) -> None:
         """Take the guard away: the last of all steps."""

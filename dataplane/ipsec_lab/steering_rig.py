@@ -69,7 +69,9 @@ class Rig:
         thread.join()
         return result[0]
 
-    def apply(self, *policies: PolicySpec, live: frozenset[int] = frozenset()) -> None:
+    def apply(
+        self, *policies: PolicySpec, live: frozenset[int] = frozenset(), settle: bool = True
+    ) -> None:
         intent = Intent(
             policies=policies,
             pairs=tuple(
@@ -83,6 +85,8 @@ class Rig:
             await self.steering.guard(intent, live=live, mtu=1400)
             await self.steering.route(intent, await local_addresses(DEVICE))
             await self.steering.prune()
+            if settle:
+                await self.steering.settle(intent)
 
         self.run(work)
 

@@ -226,3 +226,14 @@ def test_mss_is_clamped_to_what_fits_the_device(rig: Rig) -> None:
     rig.lan.run(sys.executable, "-c", connect)
     (syn,) = {p[20:] for p in rig.tunnelled()}
     assert mss(syn) == 1360
+
+
+def test_forwarding_is_switched_on_and_off_again(rig: Rig) -> None:
+    rig.gw.sysctl({"ipv4.ip_forward": 0, "ipv6.conf.all.forwarding": 0})
+    rig.gw.sysctl({"ipv6.conf.wan0.accept_ra": 1})
+    rig.apply(PROTECT4, PROTECT6)
+    names = ("net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding", "net.ipv6.conf.wan0.accept_ra")
+    assert rig.gw.run("sysctl", "-n", *names).split() == ["1", "1", "2"]
+    rig.run(rig.steering.unroute)
+    rig.run(rig.steering.unguard)
+    assert rig.gw.run("sysctl", "-n", *names).split() == ["0", "0", "1"]

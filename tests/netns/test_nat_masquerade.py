@@ -9,10 +9,10 @@ from __future__ import annotations
 import socket
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import pytest
 
+from ipsec_lab.masquerades import CASES, FLANNEL, ROUTER, TABLES, Actor
 from ipsec_lab.netns import missing_programs
 from ipsec_lab.steering_rig import (
     PROTECT4,
@@ -24,8 +24,6 @@ from ipsec_lab.steering_rig import (
     steering_rig,
 )
 
-LEGACY, NFT = "iptables-legacy", "iptables-nft"
-
 
 @pytest.fixture
 def rig() -> Iterator[Rig]:
@@ -33,103 +31,10 @@ def rig() -> Iterator[Rig]:
         yield it
 
 
-@dataclass(frozen=True)
-class Actor:
-    """Somebody's rules: a shell script in which ``$T`` is the flavour of iptables."""
-
-    name: str
-    script: str
-    tools: tuple[str, ...] = (LEGACY, NFT)
-
-
-KUBE_PROXY = Actor(
-    "kube-proxy",
-    """
-    $T -t nat -N KUBE-MARK-MASQ
-    $T -t nat -A KUBE-MARK-MASQ -j MARK --or-mark 0x4000
-    $T -t nat -I PREROUTING -d 10.0.0.0/14 -j KUBE-MARK-MASQ
-    $T -t nat -I OUTPUT -d 10.0.0.0/14 -j KUBE-MARK-MASQ
-    $T -t nat -N KUBE-POSTROUTING
-    $T -t nat -A KUBE-POSTROUTING -m mark ! --mark 0x4000/0x4000 -j RETURN
-    $T -t nat -A KUBE-POSTROUTING -j MARK --xor-mark 0x4000
-    $T -t nat -A KUBE-POSTROUTING -j MASQUERADE --random-fully
-    $T -t nat -I POSTROUTING -j KUBE-POSTROUTING
-    """,
-)
-FLANNEL = Actor(
-    "flannel",
-    """
-    $T -t nat -N FLANNEL-POSTRTG
-    $T -t nat -I POSTROUTING -j FLANNEL-POSTRTG
-    $T -t nat -A FLANNEL-POSTRTG -m mark --mark 0x4000/0x4000 -j RETURN
-    $T -t nat -A FLANNEL-POSTRTG -s 10.1.0.0/24 -d 10.1.0.0/16 -j RETURN
-    $T -t nat -A FLANNEL-POSTRTG -s 10.1.0.0/16 -d 10.1.0.0/24 -j RETURN
-    $T -t nat -A FLANNEL-POSTRTG -s 10.1.0.0/16 ! -d 224.0.0.0/4 -j MASQUERADE --random-fully
-    $T -t nat -A FLANNEL-POSTRTG ! -s 10.1.0.0/16 -d 10.1.0.0/16 -j MASQUERADE --random-fully
-    """,
-)
-CALICO = Actor(
-    "calico",
-    """
-    ipset create cali40masq-ipam-pools hash:net && ipset add cali40masq-ipam-pools 10.1.0.0/16
-    ipset create cali40all-ipam-pools hash:net && ipset add cali40all-ipam-pools 10.1.0.0/16
-    $T -t nat -N cali-nat-outgoing
-    $T -t nat -A cali-nat-outgoing -m set --match-set cali40masq-ipam-pools src \
-        -m set ! --match-set cali40all-ipam-pools dst -j MASQUERADE --random-fully
-    $T -t nat -I POSTROUTING -j cali-nat-outgoing
-    """,
-)
-KINDNET = Actor(
-    "kindnet",
-    """
-    $T -t nat -N KIND-MASQ-AGENT
-    $T -t nat -A KIND-MASQ-AGENT -d 10.1.0.0/16 -j RETURN
-    $T -t nat -A KIND-MASQ-AGENT -j MASQUERADE
-    $T -t nat -I POSTROUTING -m addrtype ! --dst-type LOCAL -j KIND-MASQ-AGENT
-    """,
-)
-ROUTER = Actor(
-    "router",
-    """
-    $T -t nat -I POSTROUTING -j MASQUERADE
-    $T -t nat -I POSTROUTING -p udp -o kipsec0 -j SNAT --to-source 192.0.2.1
-    """,
-)
-#: Those who write nftables themselves: chains at 100, ahead of it, and as early as kindnet's.
-TABLES = Actor(
-    "nftables",
-    """nft -f - <<END
-    table ip kube-proxy {
-      chain mark-masq { type nat hook prerouting priority -110; meta mark set meta mark | 0x4000; }
-      chain nat-postrouting {
-        type nat hook postrouting priority 100;
-        meta mark & 0x4000 == 0 return
-        meta mark set meta mark ^ 0x4000 masquerade fully-random
-      }
-    }
-    table inet kindnet-ipmasq {
-      set noMasqV4 { type ipv4_addr; flags interval; elements = { 10.1.0.0/16 }; }
-      chain postrouting {
-        type nat hook postrouting priority 95;
-        ip daddr @noMasqV4 return
-        masquerade
-      }
-    }
-    table inet router { chain post { type nat hook postrouting priority 100; masquerade; }; }
-END
-    """,
-    ("",),
-)
-ACTORS = (KUBE_PROXY, FLANNEL, CALICO, KINDNET, ROUTER, TABLES)
-CASES = [(actor, tool) for actor in ACTORS for tool in actor.tools]
-
-
 def set_up(rig: Rig, actor: Actor, tool: str) -> None:
-    needed = [tool, *(["ipset"] if "ipset" in actor.script else [])]
-    missing = missing_programs(*(t for t in needed if t))
-    if missing:
+    if missing := actor.missing(tool):
         pytest.skip(f"{' and '.join(missing)} not installed: apt-get install iptables ipset")
-    rig.gw.run("sh", "-euc", f"T='{tool} -w'\n{actor.script}")
+    actor.set_up(rig.gw, tool)
 
 
 def source_seen(rig: Rig, destination: str) -> str:
