@@ -19,16 +19,18 @@ import os
 import shutil
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Final, get_args
 
 import click
 
 from ipsec_gateway import collector, logs
+from ipsec_gateway.handover import DEFAULT
 from ipsec_gateway.ipsec.base import IpsecBackend
 from ipsec_gateway.ports import PortConflict
 from ipsec_gateway.runtime import Gateway, Options
-from ipsec_gateway.sources.directory import DirectorySource
+from ipsec_gateway.sources.directory import DirectorySource, NoSource
 from ipsec_gateway.udp import IkeSockets
 
 #: The TUN device of the userspace data plane.
@@ -56,7 +58,6 @@ class _Address(click.ParamType[tuple[str, int]]):
 @click.command()
 @click.option(
     "--manifests",
-    required=True,
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Folder with *.yaml files: IPsecPeer, IPsecPolicy, ModeConfig, Secret. Followed.",
 )
@@ -71,6 +72,12 @@ class _Address(click.ParamType[tuple[str, int]]):
     default="auto",
     show_default=True,
     help="Who carries the packets.",
+)
+@click.option(
+    "--resume",
+    metavar="DIR|off",
+    help="Folder on tmpfs with what the next gateway needs to go on with the SAs in the kernel; "
+    "off: none are left to it. Only with the kernel's ESP.  [default: /run/kube-ipsec]",
 )
 @click.option(
     "--listen",
@@ -89,22 +96,33 @@ class _Address(click.ParamType[tuple[str, int]]):
     show_default=True,
 )
 @click.option(
+    "--cleanup",
+    is_flag=True,
+    help="Take away what a stopped gateway has left: say good-bye to its peers, remove its SAs, "
+    "policies, rules and records, and end.",
+)
+@click.option(
     "--dry-run", is_flag=True, help="Read the folder once, say what would be done, and end."
 )
 def gateway(
-    manifests: Path,
+    manifests: Path | None,
     state: Path | None,
     dataplane: str,
+    resume: str | None,
     listen: tuple[str, int],
     log_format: logs.Format,
     log_level: str,
+    cleanup: bool,
     dry_run: bool,
 ) -> None:
     """Run tunnels for the resources in a folder.
 
-    SIGTERM ends it: peers are told, and nothing is left behind. SIGHUP reads everything again.
+    SIGTERM ends it. With the kernel's ESP the tunnels go on and wait for the next gateway; SIGINT
+    ends them, too: peers are told, and nothing is left behind. SIGHUP reads everything again.
     """
-    if dry_run:
+    if manifests is None and not cleanup:
+        raise click.UsageError("Missing option '--manifests'.")
+    if dry_run and manifests is not None:
         # Imported here: it pulls in what a running gateway does not need.
         from ipsec_gateway.dryrun import report
 
@@ -114,10 +132,17 @@ def gateway(
     if problem := _lacking(dataplane) or _unusable(state):
         _end(problem, _LACKING)
     logs.setup(log_format, log_level)
-    # Offloads join what one system call sends and receives in UDP, and not in IP protocol 50.
-    options = Options(state=state, listen=listen, device=DEVICE, encapsulate=True)
+    options = Options(state=state, listen=None if cleanup else listen, goodbye=cleanup)
+    if dataplane == "xfrm":
+        keep = None if resume == "off" else Path(resume) if resume else DEFAULT
+        options = replace(options, kernel=True, resume=keep)
+        if cleanup:
+            options = replace(options, resume=keep or DEFAULT)
+    else:
+        # Offloads join what one call sends and receives in UDP, and not in IP protocol 50.
+        options = replace(options, device=DEVICE, encapsulate=True)
     try:
-        asyncio.run(_run(options, manifests))
+        asyncio.run(_run(options, None if cleanup else manifests))
     except PortConflict as exc:
         _end(str(exc), _CONFLICT)
     except PermissionError as exc:
@@ -126,14 +151,21 @@ def gateway(
         sys.exit(1)
 
 
-async def _run(options: Options, manifests: Path) -> None:
+async def _run(options: Options, manifests: Path | None) -> None:
     loop = asyncio.get_running_loop()
-    it = Gateway(options, DirectorySource(manifests), _userspace)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, it.stop)
+    source = NoSource() if manifests is None else DirectorySource(manifests)
+    it = Gateway(options, source, _xfrm if options.kernel else _userspace)
+    loop.add_signal_handler(signal.SIGTERM, it.stop)
+    loop.add_signal_handler(signal.SIGINT, lambda: it.stop(goodbye=True))
     loop.add_signal_handler(signal.SIGHUP, it.refresh)
     collector.settle()
     await it.run()
+
+
+def _xfrm(sockets: IkeSockets) -> IpsecBackend:
+    from ipsec_gateway.ipsec.xfrm import XfrmBackend
+
+    return XfrmBackend(natt=sockets.pairs)
 
 
 def _userspace(sockets: IkeSockets) -> IpsecBackend:
@@ -144,11 +176,11 @@ def _userspace(sockets: IkeSockets) -> IpsecBackend:
 
 def _lacking(dataplane: str) -> str | None:
     """What is missing for this data plane, with the remedy."""
-    if dataplane == "xfrm":
-        return "the kernel's ESP (--dataplane xfrm) is not built yet: use --dataplane userspace"
     for program, package in (("ip", "iproute2"), ("nft", "nftables")):
         if shutil.which(program) is None:
             return f"{program} is not installed: apt-get install {package}"
+    if dataplane == "xfrm":
+        return None
     if not Path("/dev/net/tun").exists():
         return "/dev/net/tun is missing: modprobe tun, or mount it into the container"
     if not os.access("/dev/net/tun", os.R_OK | os.W_OK):

@@ -251,16 +251,16 @@ class ResumeFile:
 
 
 def _prepare(directory: Path) -> None:
-    directory.mkdir(mode=0o700, exist_ok=True)
-    info = directory.lstat()
-    if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.geteuid():
-        raise NoResume(f"{directory} is not a directory of our own: remove it, or name another one")
-    kind = file_system(directory)
+    kind = file_system(directory if directory.exists() else directory.parent)
     if kind not in MEMORY:
         raise NoResume(
             f"{directory} is on {kind}: keys are kept on tmpfs only; mount one there, or name"
             " another directory"
         )
+    directory.mkdir(mode=0o700, exist_ok=True)
+    info = directory.lstat()
+    if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.geteuid():
+        raise NoResume(f"{directory} is not a directory of our own: remove it, or name another one")
     directory.chmod(0o700)
 
 

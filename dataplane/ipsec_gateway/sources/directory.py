@@ -30,6 +30,18 @@ class Files:
     files: Mapping[str, Documents]
 
 
+class NoSource:
+    """Nothing is wanted."""
+
+    def refresh(self) -> None:
+        """There is nothing to look at."""
+
+    async def snapshots(self) -> AsyncIterator[Files]:
+        """Once, and no document in it."""
+        yield Files({})
+        await asyncio.Event().wait()
+
+
 class DirectorySource:
     """Follows the ``*.yaml`` and ``*.yml`` files of one folder; subfolders are not read."""
 

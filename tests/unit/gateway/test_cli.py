@@ -49,7 +49,6 @@ def test_version_imports_no_command(monkeypatch, capsys) -> None:
         (["gateway", "--manifests", "/", "--state", "/etc/passwd"], 2, "/etc/passwd"),
         (["gateway", "--manifests", "/", "--log-level", "loud"], 2, "loud"),
         (["gateway", "--manifests", "/", "surplus"], 2, "surplus"),
-        (["gateway", "--manifests", "/", "--dataplane", "xfrm"], 3, "not built yet"),
         (["demo", "--peer", "nobody"], 2, "nobody"),
         (["demo", "--megabytes", "0"], 2, "--megabytes"),
         (["demo", "--examples", "/no/such/folder"], 2, "/no/such/folder"),

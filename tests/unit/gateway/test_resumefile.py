@@ -77,7 +77,7 @@ def test_keys_do_not_go_to_a_disk(folder: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(resumefile, "file_system", lambda _: "ext4")
     with pytest.raises(NoResume, match="is on ext4: keys are kept on tmpfs only"):
         ResumeFile(folder, 100.0)
-    assert not list(folder.iterdir())
+    assert not folder.exists()
 
 
 def test_the_file_system_of_a_path() -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import socket
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,11 @@ import yaml
 
 from ipsec_gateway import runtime
 from ipsec_gateway.ipsec.base import PolicyDirection
-from ipsec_gateway.ipsec.recording import RecordingBackend
+from ipsec_gateway.ipsec.recording import Operation, RecordingBackend
 from ipsec_gateway.ports import PortConflict
+from ipsec_gateway.resumefile import MEMORY, file_system
 from ipsec_gateway.runtime import Gateway, Options
-from ipsec_gateway.sources.directory import DirectorySource
+from ipsec_gateway.sources.directory import DirectorySource, NoSource
 
 
 class Rig:
@@ -25,6 +28,8 @@ class Rig:
 
     def __init__(self, folder: Path, **options: Any) -> None:
         self.folder = folder
+        #: What a data plane that outlives the gateway holds; None: it ends with it.
+        self.kernel: tuple[dict[Any, Any], dict[Any, Any]] | None = None
         (folder / "manifests").mkdir()
         self.backends: list[RecordingBackend] = []
         self.refuse = ""
@@ -48,17 +53,19 @@ class Rig:
             while not reached():  # noqa: ASYNC110  # what is waited for is plain data and files
                 await asyncio.sleep(0.01)
 
+    def make(self, _: object) -> RecordingBackend:
+        backend = RecordingBackend(refuse_start=self.refuse)
+        if self.kernel is not None:
+            backend = RecordingBackend(persistent=True, sas=self.kernel[0], policies=self.kernel[1])
+        self.backends.append(backend)
+        return backend
+
     def run(self, work: Callable[[Gateway], Awaitable[None]]) -> None:
         """Run ``work`` beside a running gateway, which is then stopped."""
 
-        def make(_: object) -> RecordingBackend:
-            backend = RecordingBackend(refuse_start=self.refuse)
-            self.backends.append(backend)
-            return backend
-
         async def main() -> None:
             source = DirectorySource(self.folder / "manifests", interval=0.02, settle=0.01)
-            gateway = Gateway(self.options, source, make)
+            gateway = Gateway(self.options, source, self.make)
             running = asyncio.create_task(gateway.run())
             try:
                 await work(gateway)
@@ -185,3 +192,61 @@ def test_pages(tmp_path: Path, make) -> None:
             await other.run()
 
     rig.run(work)
+
+
+def test_what_outlives_the_gateway_is_left_to_the_next_one(tmp_path: Path, make) -> None:
+    """SIGTERM leaves everything, the next one touches nothing of it, good-bye takes it away."""
+    resume = Path(f"/dev/shm/kube-ipsec-runtime-{os.getpid()}")
+    rig = Rig(tmp_path, resume=resume)
+    rig.kernel = ({}, {})
+    rig.write(make.secret(), make.peer(passive=True))
+
+    async def until_programmed(gateway: Gateway) -> None:
+        await rig.until(lambda: gateway._ready)
+
+    rig.run(until_programmed)
+    assert len(rig.kernel[1]) == 3
+    assert rig.backends[-1].log[-1] == Operation("close", False)
+    if file_system(Path("/dev/shm")) in MEMORY:
+        assert (resume / "journal").exists()
+
+    rig.run(until_programmed)
+    assert [o.name for o in rig.backends[-1].log] == ["start", "inherit", "close"]
+
+    async def none(gateway: Gateway) -> None:
+        gateway.stop()
+
+    before = len(rig.backends)
+    rig.run(none)
+    assert len(rig.backends) == before, "stopped before it took over: nothing happens"
+    assert len(rig.kernel[1]) == 3
+
+    async def goodbye(gateway: Gateway) -> None:
+        await until_programmed(gateway)
+        gateway.stop(goodbye=True)
+
+    rig.run(goodbye)
+    assert rig.kernel == ({}, {})
+    assert not resume.exists()
+
+
+def test_cleanup(tmp_path: Path, make) -> None:
+    """Without any documents, what a stopped gateway has left is taken away."""
+    resume = Path(f"/dev/shm/kube-ipsec-cleanup-{os.getpid()}")
+    rig = Rig(tmp_path, resume=resume)
+    rig.kernel = ({}, {})
+    rig.write(make.secret(), make.peer(passive=True))
+
+    async def until_programmed(gateway: Gateway) -> None:
+        await rig.until(lambda: gateway._ready)
+
+    rig.run(until_programmed)
+    assert rig.kernel[1]
+    rig.options = replace(rig.options, goodbye=True, state=None)
+
+    async def main() -> None:
+        await asyncio.wait_for(Gateway(rig.options, NoSource(), rig.make).run(), 10)
+
+    asyncio.run(main())
+    assert rig.kernel == ({}, {})
+    assert not resume.exists()
