@@ -37,25 +37,22 @@ _REASONS: Final = {
 class Rival:
     """The child that the peer created for the same purpose while our request was under way."""
 
-    __slots__ = ("_first", "nonce")
+    __slots__ = ("child", "nonce")
 
     def __init__(self, child: ChildSa, nonces: negotiate.Nonces) -> None:
-        self._first = child
+        self.child = child
         #: The lower of the two nonces of the peer's exchange.
         self.nonce = min(nonces)
-
-    @property
-    def child(self) -> ChildSa:
-        """That child, or what replaced it since."""
-        child = self._first
-        while child.successor is not None:
-            child = child.successor
-        return child
 
     @property
     def alive(self) -> bool:
         """Whether the peer has not deleted it meanwhile."""
         return self.child.live
+
+    def follow(self) -> None:
+        """If it was rekeyed meanwhile, what replaced it is the rival."""
+        while not self.child.live and self.child.successor is not None:
+            self.child = self.child.successor
 
     def beats(self, nonces: negotiate.Nonces) -> bool:
         """The exchange with the lowest of the four nonces loses (RFC 7296 2.8.1)."""
@@ -110,6 +107,8 @@ class CreateChild(Exchange):
             sa.peer.child_later(self.config, self.packet)
             return
         rival = self.rival
+        if rival is not None:
+            rival.follow()
         nonces = offer.nonce, need(payloads, NoncePayload).data
         if rival is not None and rival.beats(nonces):
             unused = deletes.DeleteUnused(agreed.suite.protocol, agreed.spi_in)

@@ -151,11 +151,12 @@ class Peer(Timed):
 
     def heir(self, sa: IkeSa, child: ChildSa) -> ChildSa | None:
         """Another child for the same traffic, in an IKE SA that is up; rather one that we send on
-        already."""
+        already. One that has to go itself is none, so that successors never go round in a circle.
+        """
         best: ChildSa | None = None
         for other in self.live_children(sa, child.config.name):
             fits = other is not child and other.config == child.config and other.owner.up
-            if fits and (best is None or other.outbound):
+            if fits and other.successor is None and (best is None or other.outbound):
                 best = other
         return best
 
