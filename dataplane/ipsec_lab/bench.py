@@ -13,10 +13,12 @@ from rich.console import Console
 
 from ipsec_lab import bench_report, strongswan, userns
 from ipsec_lab.bench_handshakes import handshakes, tunnel
+from ipsec_lab.bench_kernel import EMULATED, kernel
 from ipsec_lab.bench_modp import modp
 from ipsec_lab.bench_pair import Settings
 from ipsec_lab.bench_report import Row
 from ipsec_lab.bench_stream import stream
+from ipsec_lab.bench_suites import suites
 from ipsec_lab.netns import LabError, missing_programs
 
 #: By the name that --only takes, in the order of the table.
@@ -25,7 +27,13 @@ BENCHES: Final[Mapping[str, Callable[[Settings], list[Row]]]] = {
     "tunnel": tunnel,
     "stream": stream,
     "modp": modp,
+    "kernel": kernel,
+    "suites": suites,
 }
+#: In a virtual machine with a kernel that has ESP (their smoke test: tests/kernel/test_bench.py).
+IN_GUEST: Final = frozenset({"kernel", "suites"})
+#: These need no rights on this machine.
+_ANYWHERE: Final = IN_GUEST | {"modp"}
 _PAGE: Final = Path("docs/benchmarks.md")
 
 
@@ -40,7 +48,7 @@ def bench(only: str | None, runs: int, quick: bool, write: bool) -> None:
     names = [only] if only else list(BENCHES)
     arguments = ["--only", only] if only else []
     arguments += ["--quick"] if quick else ["--runs", str(runs)]
-    if names != ["modp"]:
+    if not _ANYWHERE.issuperset(names):
         if problem := userns.missing_rights():
             raise click.ClickException(problem)
         if lacking := missing_programs("ip", "nft", "iperf3", "ss"):
@@ -62,6 +70,9 @@ def bench(only: str | None, runs: int, quick: bool, write: bool) -> None:
                     rows += BENCHES[name](settings)
                 except LabError as exc:
                     raise click.ClickException(f"{name}: {exc}") from exc
+    if not IN_GUEST.isdisjoint(names):
+        surroundings.append(f"kernel and suites: {EMULATED}")
+        console.print(surroundings[-1], highlight=False)
     console.print(bench_report.table(rows))
     for note in dict.fromkeys(f"{row.what}: {row.note}" for row in rows if row.note):
         console.print(f"- {note}", highlight=False)

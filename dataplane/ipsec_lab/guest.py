@@ -41,7 +41,7 @@ _ESP: Final = "kernel/net/ipv4/esp4.ko"
 #: Programs that the tests start again and again: the guest keeps them in memory.
 _HOT: Final = (
     "ip nft nsenter setpriv sysctl ping unshare sh mount ss swanctl iptables-nft iptables-legacy "
-    "conntrack"
+    "conntrack iperf3"
 )
 _HOT_FOLDERS: Final = ("/usr/lib/ipsec", "/usr/lib/ipsec/plugins")
 _MEMORY: Final = "2G"
@@ -91,6 +91,7 @@ class Guest:
         self._folder: Final = tempfile.TemporaryDirectory(prefix="kube-ipsec-guest-")
         self.directory: Final = Path(self._folder.name)
         self._process: subprocess.Popen[bytes] | None = None
+        self._watcher: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -129,12 +130,10 @@ class Guest:
                 }
             )
         )
-        inside = [sys.executable, "-m", "ipsec_lab.guest_inside", str(SHARED / "task.json")]
-        argv = [sys.executable, "-m", "virtme_ng.run", *self._options(), "--exec", " ".join(inside)]
         scripts = str(Path(sys.executable).parent)
         with self.console_path.open("wb") as console:
             self._process = subprocess.Popen(
-                argv,
+                self._command(),
                 stdin=subprocess.DEVNULL,
                 stdout=console,
                 stderr=subprocess.STDOUT,
@@ -142,9 +141,20 @@ class Guest:
                 env={**os.environ, "PATH": f"{scripts}:{os.environ.get('PATH', '')}:/usr/sbin"},
                 start_new_session=True,
             )
+        # Reads until our end of the pipe is closed, by close() or by our death.
+        self._watcher = subprocess.Popen(
+            ["sh", "-c", 'read -r _; kill -s KILL -- "-$1"', "sh", str(self._process.pid)],
+            stdin=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
 
-    def _options(self) -> Sequence[str]:
+    def _command(self) -> Sequence[str]:
+        inside = [sys.executable, "-m", "ipsec_lab.guest_inside", str(SHARED / "task.json")]
         return (
+            sys.executable,
+            "-m",
+            "virtme_ng.run",
             "--disable-kvm",
             "--run",
             kernel() or "",
@@ -157,6 +167,8 @@ class Guest:
             "--verbose",
             f"--rwdir={SHARED}={self.shared}",
             *(word for option in _COMMAND_LINE for word in ("--append", option)),
+            "--exec",
+            " ".join(inside),
         )
 
     def lines(self) -> Iterator[dict[str, Any]]:
@@ -201,6 +213,10 @@ class Guest:
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
             self._process = None
+        if self._watcher is not None:
+            self._watcher.kill()
+            self._watcher.communicate()
+            self._watcher = None
         self._folder.cleanup()
 
 

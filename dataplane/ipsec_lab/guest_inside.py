@@ -82,9 +82,8 @@ FORKS: ForkClient | None = None
 
 
 def _prepare(hot: Sequence[str]) -> None:
-    # One after the other: a kernel that lacks one of them may have it built in.
-    for name in _MODULES.split():
-        subprocess.run(["modprobe", "-q", name], check=False)
+    # It goes on after a module that is not there: that may be built in.
+    subprocess.run(["modprobe", "--all", "--quiet", *_MODULES.split()], check=False)
     for name in hot:
         # Any change of attributes has the overlay copy the file from the host into memory, where
         # the start of a program takes a tenth.

@@ -24,11 +24,12 @@ from ipsec_lab.strongswan import (
     Charon,
     CharonIkeSa,
     CharonSettings,
+    Child,
     Connection,
 )
 from ipsec_lab.topology import Topology
 from ipsec_lab.traffic import ping, ping_until, tcp_transfer
-from ipsec_lab.vici import ViciError
+from ipsec_lab.vici import Section, ViciError
 
 #: How much longer than on the host everything may take.
 SLOW: Final = 10.0
@@ -37,10 +38,16 @@ _KERNEL: Final = CharonSettings(kernel=True, retransmit_timeout=4.0, log_level=1
 
 
 class SlowGateway(GatewayProcess):
-    """Our gateway, forked off the warm interpreter of the guest, with its kernel data plane."""
+    """Our gateway, forked off the warm interpreter of the guest, with its kernel data plane.
+
+    What the next gateway in the same directory goes on with is kept on the tmpfs of /run.
+    """
 
     def start(self, *options: str, timeout: float = 20.0) -> None:
-        super().start("--dataplane", "xfrm", *options, timeout=timeout * SLOW)
+        resume = Path("/run/kube-ipsec-lab", *self.state.parts[-3:-1])
+        resume.mkdir(parents=True, exist_ok=True, mode=0o700)
+        fixed = ("--dataplane", "xfrm", "--resume", str(resume))
+        super().start(*fixed, *options, timeout=timeout * SLOW)
 
     def stop(self, *, timeout: float = 15.0) -> int:
         return super().stop(timeout=timeout * SLOW)
@@ -73,6 +80,22 @@ class SlowCharon(Charon):
 
     def initiate(self, *, child: str = "", ike: str = "", timeout: float = 15.0) -> None:
         super().initiate(child=child, ike=ike, timeout=timeout * SLOW)
+
+    def load(self, *connections: Connection) -> None:
+        """Over vici itself: in here the start of swanctl takes a minute."""
+        with self.vici(timeout=60) as vici:
+            for listed in vici.stream("list-conns", "list-conn"):
+                for name in listed:
+                    vici.request("unload-conn", {"name": name})
+            vici.request("clear-creds")
+            for connection in connections:
+                shared: Section = {
+                    "type": "IKE",
+                    "data": connection.psk.decode(),  # the secrets of the lab are ASCII
+                    "owners": list(connection.secret_ids),
+                }
+                vici.request("load-shared", shared)
+                vici.request("load-conn", {connection.name: _as_section(connection)})
 
     def forget(self) -> None:
         """Drop every connection and SA without waiting for the other side."""
@@ -217,6 +240,66 @@ class KernelRig(InteropRig):
                 if not line.endswith(" 0") and not line.endswith("\t0")
             )
         return found
+
+
+def _as_section(connection: Connection) -> Section:
+    """What swanctl would make of the connection in swanctl.conf.j2."""
+    c = connection
+    section: Section = {
+        "version": "2",
+        "mobike": "no",
+        "proposals": list(c.proposals),
+        "encap": "yes" if c.encap else "no",
+        "fragmentation": c.fragmentation,
+        "childless": c.childless,
+        "unique": c.unique,
+        "keyingtries": str(c.keyingtries),
+        "dpd_delay": f"{c.dpd_delay}s",
+        "rekey_time": f"{c.rekey_time}s",
+        "rand_time": f"{c.rand_time}s",
+        "local": _end(c.local_id),
+        "remote": _end(c.remote_id),
+        "children": {child.name: _child_section(child) for child in c.children},
+    }
+    if c.local_addrs:
+        section["local_addrs"] = list(c.local_addrs)
+    if c.remote_addrs:
+        section["remote_addrs"] = list(c.remote_addrs)
+    if c.over_time:
+        section["over_time"] = f"{c.over_time}s"
+    return section
+
+
+def _end(identity: str) -> Section:
+    return {"auth": "psk", "id": identity} if identity else {"auth": "psk"}
+
+
+def _child_section(child: Child) -> Section:
+    section: Section = {
+        "mode": child.mode,
+        "local_ts": list(child.local_ts),
+        "remote_ts": list(child.remote_ts),
+        "replay_window": str(child.replay_window),
+        "start_action": child.start_action,
+        "close_action": child.close_action,
+        "dpd_action": child.dpd_action,
+        "rekey_time": f"{child.rekey_time}s",
+        "rand_time": f"{child.rand_time}s",
+    }
+    if child.ah_proposals:
+        section["ah_proposals"] = list(child.ah_proposals)
+    else:
+        section["esp_proposals"] = list(child.esp_proposals)
+    for name in ("rekey_packets", "life_packets", "rekey_bytes", "life_bytes"):
+        if limit := getattr(child, name):
+            section[name] = str(limit)
+    if child.life_time:
+        section["life_time"] = f"{child.life_time}s"
+    if child.rekey_packets:
+        section["rand_packets"] = "0"
+    if child.rekey_bytes:
+        section["rand_bytes"] = "0"
+    return section
 
 
 def charons(topology: Topology, directory: Path) -> dict[str, SlowCharon]:
