@@ -23,6 +23,7 @@ longer than it, both end with the machine). A limit that passed meanwhile takes 
 from __future__ import annotations
 
 import hmac
+import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
@@ -51,7 +52,7 @@ from ipsec_ike.v2.ike_sa import IkeSa
 from ipsec_ike.v2.keymat import IkeKeys
 from ipsec_ike.v2.negotiate import Offer
 from ipsec_ike.v2.peer import Peer
-from ipsec_ike.v2.records import BARE, VERSION, check_value
+from ipsec_ike.v2.records import BARE, FOUR_TIMES, SIX_TIMES, VERSION, check_value
 from ipsec_ike.v2.rekey_child import RekeyChild
 from ipsec_ike.v2.rekey_ike import IkeRival, RekeyIke
 from ipsec_ike.v2.states import State
@@ -125,7 +126,7 @@ class _Loader:
         self.unreadable = 0
         self._generation = generation
         self._sas: dict[str, tuple[IkeSa, Mapping[str, Any]]] = {}
-        self._children: dict[int, tuple[ChildSa, Mapping[str, Any]]] = {}
+        self._children: dict[int, tuple[ChildSa, Sequence[Any]]] = {}
 
     def guard(self, read: Callable[[Mapping[str, Any]], object], plain: Mapping[str, Any]) -> bool:
         """Whether ``read`` could make sense of it. Nothing in a record is worth to stop for."""
@@ -133,7 +134,7 @@ class _Loader:
             if plain["version"] != VERSION:
                 raise NotPlain("another version")
             read(plain)
-        except (NotPlain, KeyError, ValueError, TypeError, IndexError, LocalMisuse):
+        except (NotPlain, KeyError, ValueError, TypeError, IndexError, LocalMisuse, struct.error):
             self.unreadable += 1
             return False
         return True
@@ -172,10 +173,11 @@ class _Loader:
         sa.identity = _identity(peer, plain["identity"])
         sa.spi_i, sa.spi_r = (bytes.fromhex(spi) for spi in plain["spis"])
         sa.state = State(plain["state"])
-        sa.local_id, sa.remote_id = (load(Identity | None, each) for each in plain["ids"])  # type: ignore[arg-type]  # a union is no type
+        sa.local_id, sa.remote_id = map(_named, plain["ids"])
         sa.suite = ike_suite(Proposal(Protocol.IKE, _transforms(plain["suite"])))
         sa.keys = IkeKeys(sa.suite, bytes.fromhex(plain["keys"]))
         sa.sealed = (self._generation << 40) | int.from_bytes(host.rng(2)) << 24
+        flags = int(plain["flags"])
         (
             sa.encap,
             sa.nat_local,
@@ -184,7 +186,7 @@ class _Loader:
             sa.childless,
             sa.pending,
             sa.doomed_by_us,
-        ) = map(bool, plain["flags"])
+        ) = (bool(flags >> bit & 1) for bit in range(7))
         (
             sa.created_at,
             sa.established_at,
@@ -192,7 +194,7 @@ class _Loader:
             sa.hard_at,
             sa.reauth_at,
             sa.doomed_at,
-        ) = map(_time, plain["times"])
+        ) = SIX_TIMES.unpack(bytes.fromhex(plain["times"]))
         self._window(sa, plain["window"])
         if len(sa.spi_i) != 8 or len(sa.spi_r) != 8 or sa.remote_id is None:
             raise NotPlain("not an IKE SA")
@@ -207,27 +209,27 @@ class _Loader:
         window.request = tuple(bytes.fromhex(data) for data in plain[2])
         window.response = tuple(bytes.fromhex(data) for data in plain[3])
 
-    def child(self, sa: IkeSa, plain: Mapping[str, Any]) -> ChildSa:
+    def child(self, sa: IkeSa, plain: Sequence[Any]) -> ChildSa:
         """One child, without its successor."""
-        config = _child_config(sa.peer.config, plain["config"])
-        protocol, transforms = plain["suite"]
-        selectors = config.local_ts, config.remote_ts
-        if plain["ts"] is not None:
-            selectors = _selectors(plain["ts"][0]), _selectors(plain["ts"][1])
+        config, protocol, suite, spi_in, spi_out, ts, mode, state, times, outbound, waiting, _ = (
+            plain
+        )
+        own = _child_config(sa.peer.config, config)
         child = ChildSa(
             sa,
-            config,
-            child_suite(Proposal(int(protocol), _transforms(transforms))),
-            (int(plain["spis"][0]), int(plain["spis"][1])),
-            selectors,
-            Mode(plain["mode"]),
+            own,
+            child_suite(Proposal(int(protocol), _transforms(suite))),
+            (int(spi_in), int(spi_out)),
+            (own.local_ts, own.remote_ts) if ts is None else (_selectors(ts[0]), _selectors(ts[1])),
+            Mode(mode),
             self.host.now,
         )
-        child.state = ChildState(plain["state"])
-        child.created_at, child.soft_at, child.hard_at, child.switch_at = map(_time, plain["times"])
-        child.outbound = bool(plain["outbound"])
-        if plain["waiting"] is not None:
-            child.waiting = load(SaSpec, plain["waiting"])
+        child.state = ChildState(state)
+        child.created_at, child.soft_at, child.hard_at, child.switch_at = FOUR_TIMES.unpack(
+            bytes.fromhex(times)
+        )
+        child.outbound = bool(outbound)
+        child.waiting = None if waiting is None else load(SaSpec, waiting)
         return child
 
     # -- what points from one to the other -------------------------------------------------------
@@ -251,8 +253,8 @@ class _Loader:
         if sa.window.busy is (sa.current is None):
             raise NotPlain("a request without an exchange, or the reverse")
 
-    def _successor(self, sa: IkeSa, plain: Mapping[str, Any]) -> ChildSa | None:
-        return None if plain["successor"] is None else self._reference(sa, plain["successor"])
+    def _successor(self, sa: IkeSa, plain: Sequence[Any]) -> ChildSa | None:
+        return None if plain[-1] is None else self._reference(sa, plain[-1])
 
     def _reference(self, sa: IkeSa, plain: Any) -> ChildSa:
         if isinstance(plain, int):
@@ -471,8 +473,15 @@ def _child_config(peer: PeerConfig, plain: Any) -> ChildConfig:
     raise NotPlain("a child that is not configured")
 
 
-def _transforms(plain: Any) -> tuple[Transform, ...]:
-    return tuple(Transform(int(kind), int(number), int(bits)) for kind, number, bits in plain)
+def _transforms(plain: str) -> tuple[Transform, ...]:
+    return tuple(Transform(*map(int, each.split("/"))) for each in plain.split())
+
+
+def _named(plain: str | None) -> Identity | None:
+    if plain is None:
+        return None
+    kind, _, data = plain.partition(" ")
+    return Identity(int(kind), bytes.fromhex(data))
 
 
 def _selectors(plain: Any) -> tuple[TrafficSelector, ...]:
@@ -494,7 +503,3 @@ def _key_exchange(plain: Any) -> KeyExchange | None:
 def _endpoint(plain: Any) -> Endpoint:
     address, port = plain
     return Endpoint(str(address), int(port))
-
-
-def _time(plain: Any) -> float:
-    return NEVER if plain is None else float(plain)
