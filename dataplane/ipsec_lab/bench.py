@@ -39,7 +39,13 @@ _PAGE: Final = Path("docs/benchmarks.md")
 
 @click.command()
 @click.option("--only", type=click.Choice(list(BENCHES)), help="One benchmark; all without it.")
-@click.option("--runs", default=3, show_default=True, help="Turns of each side; medians are shown.")
+@click.option(
+    "--runs",
+    type=click.IntRange(min=1),
+    default=3,
+    show_default=True,
+    help="Turns of each side; medians are shown.",
+)
 @click.option("--quick", is_flag=True, help="Tiny numbers: shows that it runs, measures nothing.")
 @click.option("--write", is_flag=True, help=f"Also write the table into {_PAGE}.")
 def bench(only: str | None, runs: int, quick: bool, write: bool) -> None:
