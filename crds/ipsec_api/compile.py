@@ -319,7 +319,9 @@ def _policies(candidate: _Candidate) -> list[TunnelPolicy]:
     profile = candidate.owner.peer.spec.profile or Profile()
     proposal = (spec.proposal if spec else None) or Proposal()
     action = spec.action if spec else "encrypt"
-    per_pair = spec is not None and spec.selector_mode == "PerPair"
+    level = spec.level if spec else "require"
+    per_pair = spec is not None and (spec.selector_mode == "PerPair" or level == "unique")
+    ah = spec is not None and "ah" in spec.ipsec_protocols
     groups = [candidate.pairs] if per_pair or action != "encrypt" else products(candidate.pairs)
     return [
         TunnelPolicy(
@@ -327,9 +329,14 @@ def _policies(candidate: _Candidate) -> list[TunnelPolicy]:
             index=index,
             priority=candidate.priority,
             action=action,
+            level=level,
+            tunnel=spec.tunnel if spec else True,
+            protocol="ah" if ah else "esp",
             per_pair=per_pair,
             selectors=group,
-            proposals=suites.child_proposals(proposal, profile) if action == "encrypt" else (),
+            proposals=(
+                suites.child_proposals(proposal, profile, ah=ah) if action == "encrypt" else ()
+            ),
             lifetime=seconds(proposal.lifetime),
             lifebytes=proposal.lifebytes,
             lifepackets=proposal.lifepackets,

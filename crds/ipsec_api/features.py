@@ -58,11 +58,12 @@ AUTHENTICATION: Final[tuple[Unbuilt[Authentication], ...]] = (
 
 POLICY: Final[tuple[Unbuilt[IPsecPolicySpec], ...]] = (
     Unbuilt("template", lambda s: s.template, "name the traffic and the peer in a policy"),
-    Unbuilt("tunnel", lambda s: not s.tunnel, "set tunnel: true"),
     Unbuilt(
-        "level", lambda s: s.action == "encrypt" and s.level != "require", "set level: require"
+        "ipsecProtocols",
+        lambda s: len(s.ipsec_protocols) > 1,
+        "IKEv2 agrees on one protocol for each SA; write [esp], which proves the origin too, or"
+        " [ah]",
     ),
-    Unbuilt("ipsecProtocols", lambda s: "ah" in s.ipsec_protocols, "set ipsecProtocols: [esp]"),
     Unbuilt("proposalRef", lambda s: s.proposal_ref is not None, "write it in spec.proposal"),
     Unbuilt(
         "selectors",

@@ -51,20 +51,27 @@ def ike_proposals(profile: Profile) -> tuple[TunnelProposal, ...]:
     )
 
 
-def child_proposals(proposal: Proposal, profile: Profile) -> tuple[TunnelProposal, ...]:
-    """Proposals of a child SA, most preferred first."""
+def child_proposals(
+    proposal: Proposal, profile: Profile, *, ah: bool = False
+) -> tuple[TunnelProposal, ...]:
+    """Proposals of a child SA, most preferred first. With AH there is nothing to encrypt, so the
+    ciphers do not matter."""
     if proposal.pfs_group is PfsGroup.NONE:
         groups: tuple[str, ...] = ()
     elif proposal.pfs_group is PfsGroup.AUTO:
         groups = _texts(profile.dh_groups)
     else:
         groups = (str(proposal.pfs_group),)
+    esn = (True, False) if proposal.esn else (False,)
+    hashes = _texts(proposal.auth_algorithms or DEFAULT_HASHES)
+    if ah:
+        return (TunnelProposal(encryption=(), integrity=hashes, groups=groups, esn=esn),)
     return tuple(
         TunnelProposal(
             encryption=_texts(run),
-            integrity=() if aead else _texts(proposal.auth_algorithms or DEFAULT_HASHES),
+            integrity=() if aead else hashes,
             groups=groups,
-            esn=(True, False) if proposal.esn else (False,),
+            esn=esn,
         )
         for aead, run in _runs(proposal.enc_algorithms)
     )

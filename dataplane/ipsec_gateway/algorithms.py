@@ -13,12 +13,17 @@ from functools import lru_cache
 
 from ipsec_api import algorithms as names
 from ipsec_api.tunnel import TunnelProposal
+from ipsec_gateway.ipsec.abilities import Abilities
 from ipsec_ike.numbers import Esn, Group, Prf, Protocol, TransformType
 from ipsec_ike.proposal import Proposal, Transform
 
 
 class UnknownAlgorithm(ValueError):
     """A name that is not in the tables of ``ipsec_api.algorithms``, or has no number in IKEv2."""
+
+
+class NothingLeft(ValueError):
+    """The data plane can do none of the proposals. The message says which algorithms it has."""
 
 
 #: PRFs of a proposal that names neither a PRF nor an integrity algorithm (RFC 7296 needs one).
@@ -66,6 +71,29 @@ def ah_proposals(listed: tuple[TunnelProposal, ...]) -> tuple[Proposal, ...]:
             for each in listed
         ],
     )
+
+
+@lru_cache(maxsize=1024)
+def restricted(proposals: tuple[Proposal, ...], abilities: Abilities) -> tuple[Proposal, ...]:
+    """The ESP or AH proposals with what the data plane can do. Raises NothingLeft."""
+    kept = []
+    for proposal in proposals:
+        ah = proposal.protocol == Protocol.AH
+        found = tuple(t for t in proposal.transforms if abilities.can(t, ah=ah))
+        types = {t.type for t in found}
+        if {t.type for t in proposal.transforms} == types:
+            kept.append(found)
+    if not kept:
+        asked = dict.fromkeys(str(t) for p in proposals for t in p.transforms if _protects(t))
+        raise NothingLeft(
+            f"the {abilities.dataplane} data plane of this gateway has none of"
+            f" {', '.join(asked)}: name algorithms that it has (its log lists them)"
+        )
+    return _numbered(Protocol(proposals[0].protocol), kept)
+
+
+def _protects(transform: Transform) -> bool:
+    return transform.type in (TransformType.ENCR, TransformType.INTEG)
 
 
 def _kinds(

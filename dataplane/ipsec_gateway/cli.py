@@ -15,6 +15,7 @@ exit  when
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import shutil
 import signal
@@ -27,11 +28,15 @@ import click
 
 from ipsec_gateway import collector, logs
 from ipsec_gateway.handover import DEFAULT
-from ipsec_gateway.ipsec.base import IpsecBackend
+from ipsec_gateway.ipsec.abilities import USERSPACE
+from ipsec_gateway.ipsec.base import DataplaneError, IpsecBackend
 from ipsec_gateway.ports import PortConflict
+from ipsec_gateway.probe import probe
 from ipsec_gateway.runtime import Gateway, Options
 from ipsec_gateway.sources.directory import DirectorySource, NoSource
 from ipsec_gateway.udp import IkeSockets
+
+log = logging.getLogger("ipsec_gateway")
 
 #: The TUN device of the userspace data plane.
 DEVICE: Final = "kipsec0"
@@ -71,7 +76,8 @@ class _Address(click.ParamType[tuple[str, int]]):
     type=click.Choice(["auto", "xfrm", "userspace"]),
     default="auto",
     show_default=True,
-    help="Who carries the packets.",
+    help="Who carries the packets: the kernel (xfrm), this program (userspace), or the kernel if "
+    "it has ESP (auto).",
 )
 @click.option(
     "--resume",
@@ -129,18 +135,29 @@ def gateway(
         accepted, text = report(manifests)
         click.echo(text)
         sys.exit(0 if accepted else _REJECTED)
-    if problem := _lacking(dataplane) or _unusable(state):
-        _end(problem, _LACKING)
     logs.setup(log_format, log_level)
+    try:
+        kernel = None if dataplane == "userspace" else probe()
+    except DataplaneError as exc:
+        kernel, lacks = None, str(exc)
+    else:
+        lacks = kernel.lacks if kernel else ""
+    if dataplane == "xfrm" and lacks:
+        _end(f"--dataplane xfrm: {lacks}", _LACKING)
+    in_kernel = kernel is not None and kernel.usable
+    if problem := _lacking(device=not in_kernel) or _unusable(state):
+        _end(problem, _LACKING)
     options = Options(state=state, listen=None if cleanup else listen, goodbye=cleanup)
-    if dataplane == "xfrm":
+    if kernel is not None and in_kernel:
+        log.info("data plane: the kernel's (%s)", kernel)
         keep = None if resume == "off" else Path(resume) if resume else DEFAULT
-        options = replace(options, kernel=True, resume=keep)
+        options = replace(options, kernel=True, resume=keep, abilities=kernel.abilities)
         if cleanup:
             options = replace(options, resume=keep or DEFAULT)
     else:
+        log.info("data plane: userspace%s", f" ({lacks})" if lacks else "")
         # Offloads join what one call sends and receives in UDP, and not in IP protocol 50.
-        options = replace(options, device=DEVICE, encapsulate=True)
+        options = replace(options, device=DEVICE, encapsulate=True, abilities=USERSPACE)
     try:
         asyncio.run(_run(options, None if cleanup else manifests))
     except PortConflict as exc:
@@ -174,12 +191,12 @@ def _userspace(sockets: IkeSockets) -> IpsecBackend:
     return UserspaceBackend(device=DEVICE, esp_sockets=[pair.esp for pair in sockets.pairs])
 
 
-def _lacking(dataplane: str) -> str | None:
-    """What is missing for this data plane, with the remedy."""
+def _lacking(*, device: bool) -> str | None:
+    """What is missing on this machine, with the remedy; ``device``: packets need one."""
     for program, package in (("ip", "iproute2"), ("nft", "nftables")):
         if shutil.which(program) is None:
             return f"{program} is not installed: apt-get install {package}"
-    if dataplane == "xfrm":
+    if not device:
         return None
     if not Path("/dev/net/tun").exists():
         return "/dev/net/tun is missing: modprobe tun, or mount it into the container"

@@ -19,9 +19,17 @@ from ipsec_api.tunnel import (
     TunnelPolicy,
     TunnelSelector,
 )
-from ipsec_gateway.algorithms import UnknownAlgorithm, ah_proposals, esp_proposals, ike_proposals
+from ipsec_gateway.algorithms import (
+    NothingLeft,
+    UnknownAlgorithm,
+    ah_proposals,
+    esp_proposals,
+    ike_proposals,
+    restricted,
+)
 from ipsec_gateway.classify import Network
 from ipsec_gateway.identities import BadIdentity, identity
+from ipsec_gateway.ipsec.abilities import Abilities
 from ipsec_gateway.ipsec.base import Level, PolicyAction, PolicyDirection, PolicyId, PolicySpec
 from ipsec_gateway.marks import allocate_reqids
 from ipsec_ike.config import (
@@ -34,6 +42,8 @@ from ipsec_ike.config import (
     PeerConfig,
     Start,
 )
+from ipsec_ike.numbers import Protocol
+from ipsec_ike.proposal import Proposal
 from ipsec_ike.secret import Secret
 from ipsec_ike.selectors import TrafficSelector
 
@@ -55,6 +65,8 @@ class Facts:
     resolved: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     sources: Mapping[str, str] = field(default_factory=dict)
     encapsulate: bool = False
+    #: What the data plane can do; None: everything.
+    abilities: Abilities | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,12 +132,15 @@ def intent(tunnels: Iterable[TunnelConfig], facts: Facts) -> Intent:
     ]
     entries.sort(key=_order)
     reqids = allocate_reqids(e.key for e in entries if e.policy.action == "encrypt")
-    policies, owners = _policies(entries, reqids, problems)
+    policies, owners = _policies(entries, reqids, facts, problems)
     children: dict[str, list[ChildConfig]] = {}
     for entry in entries:
         if entry.policy.action == "encrypt":
             try:
-                child = _child(entry, reqids[entry.key])
+                child = _child(entry, reqids[entry.key], facts.abilities)
+            except _Unable as exc:
+                problems.append(Problem(entry.policy.source, "UnsupportedByDataplane", str(exc)))
+                continue
             except UnknownAlgorithm as exc:
                 problems.append(Problem(entry.policy.source, "Invalid", str(exc)))
                 continue
@@ -175,7 +190,10 @@ def _entries(tunnel: TunnelConfig, policy: TunnelPolicy) -> list[_Entry]:
 
 
 def _policies(
-    entries: Iterable[_Entry], reqids: Mapping[str, int], problems: list[Problem]
+    entries: Iterable[_Entry],
+    reqids: Mapping[str, int],
+    facts: Facts,
+    problems: list[Problem],
 ) -> tuple[list[PolicySpec], dict[PolicyId, TunnelConfig]]:
     """SPD entries in order, and whose each outbound one is. The first of two equal pairs stays."""
     specs: dict[PolicyId, PolicySpec] = {}
@@ -190,8 +208,12 @@ def _policies(
             level=Level(policy.level),
             reqid=reqids[entry.key] if action is PolicyAction.ENCRYPT else 0,
             mode=Mode.TUNNEL if policy.tunnel else Mode.TRANSPORT,
+            protocols=(Protocol.AH if policy.protocol == "ah" else Protocol.ESP,),
             name=f"{policy.source.namespace}/{policy.source.name}",
         )
+        ends = "", ""
+        if action is PolicyAction.ENCRYPT and policy.tunnel:
+            ends = _first_ends(entry.tunnel, facts)
         for selector in entry.selectors:
             local, remote = _local(selector), _remote(selector)
             out = PolicyId(PolicyDirection.OUT, local, remote)
@@ -205,7 +227,7 @@ def _policies(
                     )
                 )
                 continue
-            specs[out] = replace(blank, id=out)
+            specs[out] = replace(blank, id=out, local=ends[0], remote=ends[1])
             owners[out] = entry.tunnel
             for direction in (PolicyDirection.IN, PolicyDirection.FORWARD):
                 inward = PolicyId(direction, remote, local)
@@ -214,6 +236,16 @@ def _policies(
 
 
 _NOTHING: Final = TrafficSelector.network("0.0.0.0/32")
+
+
+def _first_ends(tunnel: TunnelConfig, facts: Facts) -> tuple[str, str]:
+    """The outer addresses with which an attempt to reach the peer begins; empty if unknown."""
+    for name in tunnel.addresses:
+        for remote in facts.resolved.get(name, ()):
+            local = tunnel.local_address or facts.sources.get(remote)
+            if local is not None and (":" in local) == (":" in remote):
+                return local, remote
+    return "", ""
 
 
 def _local(selector: TunnelSelector) -> TrafficSelector:
@@ -234,14 +266,21 @@ def _remote(selector: TunnelSelector) -> TrafficSelector:
     )
 
 
-def _child(entry: _Entry, reqid: int) -> ChildConfig:
+class _Unable(Exception):
+    """The data plane of this gateway cannot do what a policy asks for."""
+
+
+def _child(entry: _Entry, reqid: int, abilities: Abilities | None) -> ChildConfig:
+    """Raises UnknownAlgorithm, _Unable."""
     policy = entry.policy
-    proposals = ah_proposals if policy.protocol == "ah" else esp_proposals
+    proposals = (ah_proposals if policy.protocol == "ah" else esp_proposals)(policy.proposals)
+    if abilities is not None:
+        proposals = _possible(policy, proposals, abilities)
     return ChildConfig(
         name=entry.name,
         local_ts=tuple(dict.fromkeys(_local(s) for s in entry.selectors)),
         remote_ts=tuple(dict.fromkeys(_remote(s) for s in entry.selectors)),
-        proposals=proposals(policy.proposals),
+        proposals=proposals,
         reqid=reqid,
         mode=Mode.TUNNEL if policy.tunnel else Mode.TRANSPORT,
         lifetime=Lifetime(
@@ -250,6 +289,21 @@ def _child(entry: _Entry, reqid: int) -> ChildConfig:
         start=Start.NEVER if entry.tunnel.passive else Start.NOW,
         replay_window=policy.replay_window,
     )
+
+
+def _possible(
+    policy: TunnelPolicy, proposals: tuple[Proposal, ...], abilities: Abilities
+) -> tuple[Proposal, ...]:
+    plane = f"the {abilities.dataplane} data plane of this gateway"
+    kernel = "use a gateway whose kernel has it (its log says what there is)"
+    if policy.protocol == "ah" and not abilities.ah_integrity:
+        raise _Unable(f"spec.ipsecProtocols: {plane} has no AH: write [esp], or {kernel}")
+    if not policy.tunnel and not abilities.transport:
+        raise _Unable(f"spec.tunnel: {plane} has no transport mode: set tunnel: true, or {kernel}")
+    try:
+        return restricted(proposals, abilities)
+    except NothingLeft as exc:
+        raise _Unable(f"spec.proposal: {exc}") from exc
 
 
 def _peer(

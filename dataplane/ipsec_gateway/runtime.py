@@ -26,9 +26,11 @@ from typing import Any, Final, Protocol
 
 from ipsec_gateway import plan, xfrmstat
 from ipsec_gateway.board import Cause
+from ipsec_gateway.classify import Network
 from ipsec_gateway.handover import Handover
 from ipsec_gateway.http import HttpServer, Pages
 from ipsec_gateway.intent import Address, Facts, Intent, intent
+from ipsec_gateway.ipsec.abilities import Abilities
 from ipsec_gateway.ipsec.base import (
     DataplaneError,
     IpsecBackend,
@@ -49,7 +51,7 @@ from ipsec_gateway.sizes import Sized, Sizes
 from ipsec_gateway.sources.directory import Files
 from ipsec_gateway.status import StatusBoard
 from ipsec_gateway.statusfiles import FileStatusSink
-from ipsec_gateway.steering import Steering, device_mtu, local_addresses
+from ipsec_gateway.steering import Steering, device_mtu, local_addresses, local_interfaces
 from ipsec_gateway.tools import ToolError
 from ipsec_gateway.udp import IKE_PORT, IkeSockets
 from ipsec_ike.engine import Engine
@@ -85,7 +87,8 @@ class Source(Protocol):
 class Options:
     """How a gateway is run. ``device`` is what the backend creates, None if it needs none;
     ``encapsulate`` says that it carries ESP faster in UDP, ``kernel`` that the kernel's SPD
-    encrypts. With neither device nor kernel nothing is steered (tests).
+    encrypts. With neither device nor kernel nothing is steered (tests). ``abilities`` are what
+    proposals are restricted to, None: everything.
 
     ``resume`` is where records for a later life are kept; None: the gateway says good-bye and
     leaves nothing, as it does with ``goodbye``, which also takes away what an earlier one left.
@@ -96,9 +99,12 @@ class Options:
     device: str | None = None
     encapsulate: bool = False
     kernel: bool = False
+    abilities: Abilities | None = None
     resume: Path | None = None
     goodbye: bool = False
     ports: tuple[int, int] = (IKE_PORT, 4500)
+    #: Networks of Services: their addresses need connection tracking.
+    services: tuple[Network, ...] = ()
     name: str = field(default_factory=socket.gethostname)
 
 
@@ -252,7 +258,12 @@ class Gateway:
             facts = replace(
                 await self._resolver.facts(in_force.tunnels, addresses, started),
                 encapsulate=self._options.encapsulate,
+                abilities=self._options.abilities,
             )
+            if any(t.local_interface for t in in_force.tunnels):
+                facts = replace(facts, interfaces=await local_interfaces(self._options.device))
+            if self._options.services:
+                facts = replace(facts, services=self._options.services)
             wanted = self._intent
             if wanted is None or self._basis != (in_force, facts):
                 wanted = await asyncio.to_thread(intent, in_force.tunnels, facts)

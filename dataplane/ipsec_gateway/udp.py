@@ -19,6 +19,8 @@ from typing import Final
 from ipsec_gateway.ipsec import linux
 from ipsec_gateway.ipsec.base import DataplaneError
 from ipsec_gateway.ipsec.natt import NATT_PORT, NON_ESP_MARKER, NattPair, open_natt_pair, prepare
+from ipsec_gateway.ipsec.xfrm_messages import Policy, Selector
+from ipsec_gateway.ipsec.xfrm_numbers import IP_XFRM_POLICY, IPV6_XFRM_POLICY, Dir
 from ipsec_gateway.marks import BYPASS
 from ipsec_gateway.ports import conflict
 from ipsec_ike.actions import SendDatagram
@@ -230,12 +232,23 @@ def _bound(family: int, number: int) -> socket.socket:
 
 
 def bypass(sock: socket.socket) -> None:
-    """Our own packets go the usual route even where a policy covers the peer's own address."""
+    """Our own packets go the usual route even where a policy covers the peer's own address, and no
+    policy of the kernel's SPD asks for their protection (RFC 7296 1.7; `ip xfrm policy` shows it
+    as "socket in" and "socket out")."""
+    v6 = sock.family == socket.AF_INET6
+    level = socket.IPPROTO_IPV6 if v6 else socket.IPPROTO_IP
     try:
         sock.setsockopt(socket.SOL_SOCKET, _SO_MARK, BYPASS)
+        for direction in (Dir.IN, Dir.OUT):
+            allow = Policy(selector=Selector(family=int(sock.family)), direction=direction)
+            sock.setsockopt(level, IPV6_XFRM_POLICY if v6 else IP_XFRM_POLICY, allow.info())
     except PermissionError:
         # Without CAP_NET_ADMIN there is no steering either that it would have to escape.
         return
+    except OSError as exc:
+        # A kernel without XFRM has no policies that could apply.
+        if exc.errno not in (errno.ENOPROTOOPT, errno.EOPNOTSUPP):
+            raise
 
 
 def _has_ipv6() -> bool:

@@ -42,13 +42,12 @@ UNBUILT_PEER = [
     ("spec.exchangeMode", {"exchangeMode": "main"}),
     ("spec.exchangeMode", {"exchangeMode": "aggressive", "allowInsecure": True}),
     ("spec.exchangeMode", {"exchangeMode": "base", "allowInsecure": True}),
-    ("spec.localInterface", {"localInterface": "eth0"}),
     ("spec.gatewaySelector", {"gatewaySelector": {"group": "g"}}),
     ("spec.failover", {"failover": {}}),
     ("spec.profileRef", {"profileRef": {"name": "p"}}),
-    ("spec.subnetMapping", {"subnetMapping": [{"local": "10.1.0.0/24", "mapped": "10.9.0.0/24"}]}),
-    ("spec.nat.mode", {"nat": {"mode": "Masquerade"}}),
-    ("spec.routing", {"routing": {"metric": 7}}),
+    ("spec.routing.metric", {"routing": {"metric": 7}}),
+    ("spec.routing.routingMark", {"routing": {"routingMark": 7}}),
+    ("spec.routing.connectionMark", {"routing": {"connectionMark": 7}}),
     ("spec.probe", {"probe": {"targets": ["10.20.0.1"]}}),
     ("spec.deletionPolicy", {"deletionPolicy": "Force"}),
     ("spec.deletionTimeout", {"deletionTimeout": "9s"}),
@@ -67,7 +66,6 @@ UNBUILT_PEER = [
         "spec.authentication.modeConfigRef",
         {"authentication": {**PSK, "modeConfigRef": {"name": "m"}}},
     ),
-    ("spec.authentication.notrack", {"authentication": {**PSK, "notrack": "All"}}),
     (
         "spec.authentication.generatePolicy",
         {"authentication": {**PSK, "generatePolicy": "port-strict", "policyTemplateGroup": "g"}},
@@ -78,14 +76,42 @@ UNBUILT_PEER = [
 HOSTS = [{"src": "10.1.0.1/32", "dst": "10.2.0.1/32"}]
 UNBUILT_POLICY = [
     ("spec.template", {"template": True, "peerRef": None}),
-    ("spec.tunnel", {"tunnel": False, "selectors": HOSTS}),
-    ("spec.level", {"level": "unique"}),
-    ("spec.level", {"level": "use"}),
-    ("spec.ipsecProtocols", {"ipsecProtocols": ["ah"]}),
     ("spec.ipsecProtocols", {"ipsecProtocols": ["esp", "ah"]}),
     ("spec.proposalRef", {"proposalRef": {"name": "p"}}),
     ("spec.selectors", {"selectors": [{"srcFrom": "PodCIDR", "dst": "10.30.0.0/16"}]}),
 ]
+
+
+BUILT_POLICY: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({"tunnel": False, "selectors": HOSTS}, {"tunnel": False}),
+    ({"level": "unique"}, {"level": "unique", "per_pair": True}),
+    ({"level": "use"}, {"level": "use", "per_pair": False}),
+    ({"ipsecProtocols": ["ah"]}, {"protocol": "ah"}),
+]
+
+
+@pytest.mark.parametrize(("change", "expected"), BUILT_POLICY)
+def test_a_policy_comes_out_as_it_was_written(
+    make: Make, compiled: Compiled, change: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    result = compiled(
+        make("Secret", "hq-psk"), make("IPsecPeer"), make("IPsecPolicy", "p", **change)
+    )
+    assert reasons(result) == []
+    (policy,) = [p for p in result.tunnels[0].policies if p.source.kind == "IPsecPolicy"]
+    assert {name: getattr(policy, name) for name in expected} == expected
+
+
+def test_ah_has_one_proposal_without_ciphers(make: Make, compiled: Compiled) -> None:
+    proposal = {"encAlgorithms": ["aes256-gcm", "aes128"], "authAlgorithms": ["sha384"]}
+    result = compiled(
+        make("Secret", "hq-psk"),
+        make("IPsecPeer"),
+        make("IPsecPolicy", "p", ipsecProtocols=["ah"], proposal=proposal),
+    )
+    (policy,) = [p for p in result.tunnels[0].policies if p.source.kind == "IPsecPolicy"]
+    (only,) = policy.proposals
+    assert (only.encryption, only.integrity) == ((), ("sha384",))
 
 
 @pytest.mark.parametrize(("field", "change"), UNBUILT_PEER)

@@ -13,12 +13,14 @@ from ipsec_gateway import algorithms
 from ipsec_gateway.algorithms import UnknownAlgorithm, esp_proposals, ike_proposals
 from ipsec_gateway.identities import BadIdentity, identity
 from ipsec_gateway.intent import Facts, Intent, intent
+from ipsec_gateway.ipsec.abilities import USERSPACE, Abilities
 from ipsec_gateway.ipsec.base import PolicyAction, PolicyDirection
 from ipsec_gateway.lastgood import LastGood
 from ipsec_gateway.marks import REQID_BASE, allocate_reqids, reqid_of
-from ipsec_ike.config import Path, Start
+from ipsec_ike.config import Mode, Path, Start
 from ipsec_ike.identity import Identity
-from ipsec_ike.numbers import Encr, Group, TransformType
+from ipsec_ike.numbers import Encr, Group, Integ, Protocol, TransformType
+from ipsec_ike.proposal import Transform
 
 FACTS = Facts(
     addresses=(ip_address("192.0.2.1"),),
@@ -242,3 +244,78 @@ def test_a_distinguished_name_is_der() -> None:
 def test_bad_identities_name_themselves(kind: str, value: str) -> None:
     with pytest.raises(BadIdentity, match=value):
         identity(IdentityType(kind), value)
+
+
+HOSTS = {"srcAddress": "192.0.2.1/32", "dstAddress": "203.0.113.9/32"}
+CAN = Abilities(
+    dataplane="xfrm",
+    encryption=frozenset({Transform(TransformType.ENCR, Encr.AES_GCM_16, 256)}),
+    esp_integrity=frozenset({Integ.HMAC_SHA2_256_128}),
+    ah_integrity=frozenset({Integ.HMAC_SHA2_384_192}),
+    transport=True,
+    esn=False,
+)
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ({"ipsecProtocols": ["ah"], **HOSTS}, "spec.ipsecProtocols: the userspace data plane"),
+        ({"tunnel": False, **HOSTS}, "spec.tunnel: the userspace data plane"),
+    ],
+)
+def test_what_the_data_plane_cannot_do_is_told_and_stays_blocked(
+    make, spec: dict[str, object], words: str
+) -> None:
+    found = of(
+        make, make.peer(), make.policy("hosts", **spec), facts=replace(FACTS, abilities=USERSPACE)
+    )
+    (problem,) = found.problems
+    assert (problem.ref.name, problem.reason) == ("hosts", "UnsupportedByDataplane")
+    assert problem.message.startswith(words)
+    assert ", or use a gateway whose kernel has it" in problem.message
+    # No child can be negotiated; the traffic is not sent in clear for all that.
+    assert [c.name for p in found.peers for c in p.children] == ["hq"]
+    assert [p.action for p in found.policies if p.name == "default/hosts"] == [
+        PolicyAction.ENCRYPT
+    ] * 3
+
+
+def test_only_what_the_data_plane_can_do_is_offered(make) -> None:
+    found = of(make, make.peer(), facts=replace(FACTS, abilities=CAN))
+    (proposal,) = found.peers[0].children[0].proposals
+    shown = [str(t) for t in proposal.transforms if t.type != TransformType.KE]
+    assert shown == ["AES_GCM_16_256", "NO_ESN"]
+
+
+def test_nothing_left_to_offer(make) -> None:
+    proposal = {"encAlgorithms": ["aes128-gcm"]}
+    policy = make.policy("hosts", proposal=proposal, **HOSTS)
+    found = of(make, make.peer(), policy, facts=replace(FACTS, abilities=CAN))
+    (problem,) = found.problems
+    assert problem.message == (
+        "spec.proposal: the xfrm data plane of this gateway has none of AES_GCM_16_128: name "
+        "algorithms that it has (its log lists them)"
+    )
+
+
+def test_ah_and_transport_where_the_data_plane_has_them(make) -> None:
+    policy = make.policy("hosts", ipsecProtocols=["ah"], tunnel=False, **HOSTS)
+    found = of(make, make.peer(), policy, facts=replace(FACTS, abilities=CAN))
+    assert not found.problems
+    (child,) = [c for c in found.peers[0].children if c.name == "hosts"]
+    assert child.mode is Mode.TRANSPORT
+    (proposal,) = child.proposals
+    assert proposal.protocol == Protocol.AH
+    assert [str(t) for t in proposal.transforms if t.type == TransformType.INTEG] == [
+        "HMAC_SHA2_384_192"
+    ]
+    specs = [p for p in found.policies if p.name == "default/hosts"]
+    assert {(p.protocols, p.mode, p.remote) for p in specs} == {
+        ((Protocol.AH,), Mode.TRANSPORT, "")
+    }
+
+
+def test_outbound_tunnel_policies_know_where_to(make) -> None:
+    ends = [(p.local, p.remote) for p in of(make, make.peer()).policies]
+    assert ends == [("192.0.2.1", "203.0.113.9"), ("", ""), ("", "")]

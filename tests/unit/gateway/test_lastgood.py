@@ -122,7 +122,7 @@ def test_a_policy_that_compile_refuses_keeps_its_last_good_version(make) -> None
     pair = {"selectors": [{"src": "10.1.0.0/16", "dst": "10.9.0.0/16"}]}
     peer = make.peer()
     memory.take(make.files(a=[make.secret(), peer], b=[make.policy("more", **pair)]))
-    refused = make.policy("more", level="use", **pair)
+    refused = make.policy("more", proposalRef={"name": "shared"}, **pair)
     found = memory.take(make.files(a=[make.secret(), peer], b=[refused]))
     assert remotes(found) == {"hq": {"10.2.0.0/16", "10.9.0.0/16"}}
     assert found.held == {Key("IPsecPolicy", "default", "more")}
