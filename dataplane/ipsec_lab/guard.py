@@ -149,6 +149,13 @@ class Guard:
         """Remove the NAT of ``masquerade``."""
         self._wan.nft(f"table inet {_NAT} {{}}\ndelete table inet {_NAT}\n")
 
+    def calm(self) -> None:
+        """``restore``, ``end_nat`` and ``refuse_ah`` at once."""
+        self._wan.nft(
+            f"flush chain inet {_TABLE} weather\nflush chain inet {_TABLE} ah_allowed\n"
+            f"table inet {_NAT} {{}}\ndelete table inet {_NAT}\n"
+        )
+
     def remove(self) -> None:
         """Open the router for clear text again (only negative controls want that)."""
         self._wan.nft(f"delete table inet {_TABLE}\n")
