@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from ipsec_api import features, suites
 from ipsec_api.credentials import Fault, SecretIndex, entries, resolve
@@ -36,6 +37,7 @@ from ipsec_api.tunnel import (
     ObjectRef,
     TunnelConfig,
     TunnelIdentity,
+    TunnelMapping,
     TunnelPolicy,
     TunnelSelector,
 )
@@ -346,6 +348,12 @@ def _policies(candidate: _Candidate) -> list[TunnelPolicy]:
     ]
 
 
+def _notrack(spec: IPsecPeerSpec) -> Literal["None", "Pod", "All"]:
+    """The widest that any of the identities asks for: they share their policies."""
+    asked = {entry.notrack for _, _, entry in entries(spec)}
+    return "All" if "All" in asked else "Pod" if "Pod" in asked else "None"
+
+
 def _tunnel(accepted: _Peer, policies: Sequence[TunnelPolicy]) -> TunnelConfig:
     spec = accepted.peer.spec
     profile = spec.profile or Profile()
@@ -373,4 +381,18 @@ def _tunnel(accepted: _Peer, policies: Sequence[TunnelPolicy]) -> TunnelConfig:
         policies=tuple(policies),
         mtu=spec.mtu,
         tcp_mss=spec.tcp_mss,
+        mappings=tuple(
+            TunnelMapping(
+                side="local" if m.local else "remote",
+                original=m.local or m.remote or "",
+                mapped=m.mapped,
+            )
+            for m in spec.subnet_mapping
+        ),
+        nat_mode=spec.nat.mode if spec.nat else "Auto",
+        snat_address=spec.nat.snat_address if spec.nat else None,
+        notrack=_notrack(spec),
+        local_interface=spec.local_interface,
+        routing_table=spec.routing.table_id if spec.routing else None,
+        rule_priority=spec.routing.rule_priority if spec.routing else None,
     )

@@ -30,13 +30,24 @@ class Unbuilt(Generic[T]):
 
 PEER: Final[tuple[Unbuilt[IPsecPeerSpec], ...]] = (
     Unbuilt("exchangeMode", lambda s: s.exchange_mode != "ike2", "set exchangeMode: ike2"),
-    Unbuilt("localInterface", lambda s: s.local_interface is not None, "set localAddress instead"),
     Unbuilt("gatewaySelector", lambda s: s.gateway_selector is not None, "remove it"),
     Unbuilt("failover", lambda s: s.failover is not None, "remove it"),
     Unbuilt("profileRef", lambda s: s.profile_ref is not None, "write the profile in spec.profile"),
-    Unbuilt("subnetMapping", lambda s: bool(s.subnet_mapping), "remove it"),
-    Unbuilt("nat.mode", lambda s: s.nat is not None and s.nat.mode != "Auto", "set it to Auto"),
-    Unbuilt("routing", lambda s: s.routing is not None, "remove it"),
+    Unbuilt(
+        "routing.routingMark",
+        lambda s: s.routing is not None and s.routing.routing_mark is not None,
+        "remove it, and set routing.tableID",
+    ),
+    Unbuilt(
+        "routing.connectionMark",
+        lambda s: s.routing is not None and s.routing.connection_mark is not None,
+        "remove it",
+    ),
+    Unbuilt(
+        "routing.metric",
+        lambda s: s.routing is not None and s.routing.metric is not None,
+        "remove it",
+    ),
     Unbuilt(
         "probe",
         lambda s: s.probe is not None and s.probe.enabled,
@@ -53,7 +64,6 @@ AUTHENTICATION: Final[tuple[Unbuilt[Authentication], ...]] = (
     Unbuilt("method", lambda a: a.method != "preSharedKey", "set method: preSharedKey"),
     Unbuilt("generatePolicy", lambda a: a.generate_policy != "no", "name the traffic in a policy"),
     Unbuilt("modeConfigRef", lambda a: a.mode_config_ref is not None, "remove it"),
-    Unbuilt("notrack", lambda a: a.notrack != "None", "set notrack: None"),
 )
 
 POLICY: Final[tuple[Unbuilt[IPsecPolicySpec], ...]] = (

@@ -114,6 +114,14 @@ class TunnelPolicy(ApiModel):
     replay_window: int = 1024
 
 
+class TunnelMapping(ApiModel):
+    """One prefix that the other side sees as another one of the same length, in CIDR notation."""
+
+    side: Literal["local", "remote"]
+    original: str
+    mapped: str
+
+
 class TunnelConfig(ApiModel):
     """Everything about one peer."""
 
@@ -141,6 +149,17 @@ class TunnelConfig(ApiModel):
     #: None is automatic.
     mtu: int | None = None
     tcp_mss: int | None = None
+    mappings: tuple[TunnelMapping, ...] = ()
+    nat_mode: Literal["Auto", "Exempt", "Masquerade", "SNAT"] = "Auto"
+    #: Goes with SNAT.
+    snat_address: str | None = None
+    #: Which traffic skips connection tracking: what passes through the node (Pod), all of it (All).
+    notrack: Literal["None", "Pod", "All"] = "None"
+    #: Our interface for this peer, in place of ``local_address``.
+    local_interface: str | None = None
+    #: Routing table of IKE and ESP to the peer, and the priority of the rule that leads there.
+    routing_table: int | None = None
+    rule_priority: int | None = None
 
     @property
     def key(self) -> str:

@@ -31,7 +31,8 @@ from ipsec_gateway.classify import Network
 from ipsec_gateway.identities import BadIdentity, identity
 from ipsec_gateway.ipsec.abilities import Abilities
 from ipsec_gateway.ipsec.base import Level, PolicyAction, PolicyDirection, PolicyId, PolicySpec
-from ipsec_gateway.marks import allocate_reqids
+from ipsec_gateway.marks import RULE_DETOUR, allocate_reqids
+from ipsec_gateway.nat import Translation, Untranslatable, on_the_wire, wire_selectors
 from ipsec_ike.config import (
     ChildConfig,
     Childless,
@@ -64,6 +65,10 @@ class Facts:
     addresses: tuple[Address, ...] = ()
     resolved: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     sources: Mapping[str, str] = field(default_factory=dict)
+    #: Our addresses of global scope by interface, in the kernel's order.
+    interfaces: Mapping[str, tuple[Address, ...]] = field(default_factory=dict)
+    #: Networks of Services, whose addresses exist only in connection tracking.
+    services: tuple[Network, ...] = ()
     encapsulate: bool = False
     #: What the data plane can do; None: everything.
     abilities: Abilities | None = None
@@ -101,6 +106,13 @@ class Intent:
     clamps: Mapping[int, tuple[Network, ...]] = field(default_factory=dict)
     #: The first address of the peer behind each remote subnet, where one is known.
     ends: Mapping[Network, str] = field(default_factory=dict)
+    #: Pairs whose addresses are other ones inside the tunnel, and their policies.
+    translations: tuple[Translation, ...] = ()
+    translated: frozenset[PolicyId] = frozenset()
+    #: Outbound policies whose traffic skips connection tracking, by whether our own does too.
+    untracked: Mapping[PolicyId, bool] = field(default_factory=dict)
+    #: Where IKE and ESP to these addresses are routed: (address, table, priority of the rule).
+    detours: tuple[tuple[str, int, int], ...] = ()
     #: Where each CHILD_SA comes from, by (peer, child).
     children: Mapping[tuple[str, str], ChildOwner] = field(default_factory=dict)
     problems: tuple[Problem, ...] = ()
@@ -123,10 +135,27 @@ class _Entry:
 def intent(tunnels: Iterable[TunnelConfig], facts: Facts) -> Intent:
     """The intent. A tunnel that cannot work at all is left out and is a problem; others stay."""
     problems: list[Problem] = []
-    ordered = sorted(tunnels, key=lambda t: t.key)
+    translations: list[Translation] = []
+    ordered: list[TunnelConfig] = []
+    guarded: list[TunnelConfig] = []
+    for plain in sorted(tunnels, key=lambda t: t.key):
+        tunnel = _placed(plain, facts, problems)
+        try:
+            tunnel, found = on_the_wire(tunnel, _own_address(tunnel, facts))
+        except Untranslatable as exc:
+            problems.append(Problem(plain.source, "Invalid", str(exc)))
+            # No tunnel, and no clear text either; but where the networks of the other side may be
+            # our own as well, blocking them would cut this node off.
+            if all(m.side == "local" for m in plain.mappings):
+                guarded.append(tunnel)
+            continue
+        ordered.append(tunnel)
+        guarded.append(tunnel)
+        translations.extend(found)
+    translated = frozenset(PolicyId(PolicyDirection.OUT, *wire_selectors(t)) for t in translations)
     entries = [
         entry
-        for tunnel in ordered
+        for tunnel in guarded
         for policy in tunnel.policies
         for entry in _entries(tunnel, policy)
     ]
@@ -158,19 +187,99 @@ def intent(tunnels: Iterable[TunnelConfig], facts: Facts) -> Intent:
         pairs=tuple(
             (local, remote)
             for spec in policies
-            if spec.id.direction is PolicyDirection.OUT and spec.action is PolicyAction.ENCRYPT
+            if spec.id.direction is PolicyDirection.OUT
+            and spec.action is PolicyAction.ENCRYPT
+            and spec.id not in translated
             for local in spec.id.source.networks
             for remote in spec.id.destination.networks
         ),
         mtus=mtus,
         clamps=clamps,
         ends=_ends(owners, facts),
+        translations=tuple(translations),
+        translated=translated,
+        untracked=_untracked(owners, translated, facts, problems),
+        detours=_detours(ordered, facts),
         children={
             (e.tunnel.key, e.name): ChildOwner(e.policy.source, len(e.selectors))
             for e in entries
             if e.key in reqids
         },
         problems=tuple(problems),
+    )
+
+
+def _placed(tunnel: TunnelConfig, facts: Facts, problems: list[Problem]) -> TunnelConfig:
+    """With the address of its interface, if it names one."""
+    if tunnel.local_interface is None or tunnel.local_address is not None:
+        return tunnel
+    remotes = [a for name in tunnel.addresses for a in facts.resolved.get(name, ())]
+    versions = {ipaddress.ip_address(a).version for a in remotes} or {4, 6}
+    own = facts.interfaces.get(tunnel.local_interface, ())
+    found = next((str(a) for a in own if a.version in versions), None)
+    if found is None:
+        problems.append(
+            Problem(
+                tunnel.source,
+                "NoRoute",
+                f"interface {tunnel.local_interface} has no address for this peer on this node;"
+                " correct localInterface, or give it one. It is tried again",
+            )
+        )
+        # Better no tunnel than one from an address that was not meant.
+        return tunnel.model_copy(update={"addresses": (), "remote_networks": ("192.0.2.0/32",)})
+    return tunnel.model_copy(update={"local_address": found})
+
+
+def _own_address(tunnel: TunnelConfig, facts: Facts) -> str | None:
+    if tunnel.local_address is not None:
+        return tunnel.local_address
+    remotes = (a for name in tunnel.addresses for a in facts.resolved.get(name, ()))
+    return next((facts.sources[a] for a in remotes if a in facts.sources), None)
+
+
+def _untracked(
+    owners: Mapping[PolicyId, TunnelConfig],
+    translated: frozenset[PolicyId],
+    facts: Facts,
+    problems: list[Problem],
+) -> dict[PolicyId, bool]:
+    untracked: dict[PolicyId, bool] = {}
+    for policy, tunnel in owners.items():
+        if tunnel.notrack == "None":
+            continue
+        service = next(
+            (s for s in facts.services for n in policy.source.networks if _share(s, n)), None
+        )
+        if policy in translated or service is not None:
+            why = f"{service} are Services" if service else "it is translated"
+            problems.append(
+                Problem(
+                    tunnel.source,
+                    "NotTracked",
+                    f"{policy.source} to {policy.destination} needs connection tracking, since"
+                    f" {why}: it is tracked all the same; take it out of this peer, or set"
+                    " notrack: None",
+                )
+            )
+            continue
+        untracked[policy] = tunnel.notrack == "All"
+    return untracked
+
+
+def _share(one: Network, two: Network) -> bool:
+    return one.version == two.version and one.overlaps(two)
+
+
+def _detours(tunnels: Iterable[TunnelConfig], facts: Facts) -> tuple[tuple[str, int, int], ...]:
+    return tuple(
+        sorted(
+            (address, tunnel.routing_table, tunnel.rule_priority or RULE_DETOUR)
+            for tunnel in tunnels
+            if tunnel.routing_table is not None
+            for name in tunnel.addresses
+            for address in facts.resolved.get(name, ())
+        )
     )
 
 

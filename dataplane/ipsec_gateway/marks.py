@@ -35,6 +35,8 @@ TABLE: Final = 4500
 #: The same with source address hints and without default routes.
 TABLE_SOURCE: Final = 4501
 
+#: ``to PEER fwmark BYPASS/BYPASS lookup T``: IKE and ESP to a peer that names a table of its own.
+RULE_DETOUR: Final = 4499
 #: ``fwmark STEER/STEER lookup TABLE``: what a policy protects.
 RULE_STEER: Final = 4500
 #: ``iif lo fwmark 0/MARK_MASK lookup TABLE_SOURCE``: connections that have no source address yet.

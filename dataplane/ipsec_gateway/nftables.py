@@ -15,6 +15,7 @@ import jinja2
 
 from ipsec_gateway.classify import Element, Network, Step, Variant, Verdict
 from ipsec_gateway.marks import BYPASS, GUARD, MARK_MASK, NFT_TABLE, STEER
+from ipsec_gateway.nat import Translation
 
 TABLE: Final = f"inet {NFT_TABLE}"
 
@@ -82,26 +83,21 @@ def ruleset(
     device: str | None,
     mtu: int | None = None,
     clamps: Mapping[int, Iterable[Network]] | None = None,
+    translations: Iterable[Translation] = (),
+    untracked: Iterable[Step] = (),
+    untracked_own: Iterable[Step] = (),
 ) -> Ruleset:
     """The table for these steps.
 
     ``device`` is what packets to be protected are routed into, or None if the kernel's SPD encrypts
     them on their way. ``mtu`` is the largest inner packet in octets; ``clamps`` are remote networks
-    by the TCP MSS they get.
+    by the TCP MSS they get. ``translations`` are what has other addresses inside its tunnel;
+    ``untracked`` skips connection tracking, ``untracked_own`` also where it is this node's own.
     """
     sets: dict[str, NftSet] = {}
-    rules: list[_Rule] = []
-    for number, step in enumerate(steps):
-        for (version, variant), elements in sorted(
-            step.sets.items(), key=lambda item: (item[0][0], item[0][1].value)
-        ):
-            name = f"step{number}_{variant.value}{version}"
-            address = f"ipv{version}_addr"
-            sets[name] = NftSet(
-                f"{address} . {address}{_FIELDS[variant]}",
-                {_element(e): e.name for e in elements},
-            )
-            rules.append(_Rule(version, variant, name, step.verdict))
+    rules = _rules("step", steps, sets)
+    notrack = _rules("untracked", untracked, sets)
+    notrack_own = _rules("untracked_own", untracked_own, sets)
     mss: list[tuple[int, str]] = []
     for value, networks in sorted((clamps or {}).items()):
         for version in (4, 6):
@@ -111,6 +107,9 @@ def ruleset(
                 mss.append((value, "" if version == 4 else "6"))
     body = _template().render(
         rules=rules,
+        notrack=notrack,
+        notrack_own=notrack_own,
+        translations=tuple(translations),
         device=device,
         mtu=mtu,
         clamps=mss,
@@ -122,6 +121,23 @@ def ruleset(
         bypass=hex(BYPASS),
     )
     return Ruleset(body, sets)
+
+
+def _rules(prefix: str, steps: Iterable[Step], sets: dict[str, NftSet]) -> list[_Rule]:
+    """Look-ups of these steps, whose sets are added to ``sets``."""
+    rules: list[_Rule] = []
+    for number, step in enumerate(steps):
+        for (version, variant), elements in sorted(
+            step.sets.items(), key=lambda item: (item[0][0], item[0][1].value)
+        ):
+            name = f"{prefix}{number}_{variant.value}{version}"
+            address = f"ipv{version}_addr"
+            sets[name] = NftSet(
+                f"{address} . {address}{_FIELDS[variant]}",
+                {_element(e): e.name for e in elements},
+            )
+            rules.append(_Rule(version, variant, name, step.verdict))
+    return rules
 
 
 def replace(desired: Ruleset) -> str:

@@ -32,6 +32,7 @@ from typing import Any, Final
 
 from ipsec_gateway.classify import Network
 from ipsec_gateway.marks import (
+    BYPASS,
     FALLBACK_METRIC,
     MARK_MASK,
     ROUTE_PROTOCOL,
@@ -42,6 +43,7 @@ from ipsec_gateway.marks import (
     TABLE,
     TABLE_SOURCE,
 )
+from ipsec_gateway.nat import Translation
 
 #: Tables and rule priorities that are ours alone.
 TABLES: Final = (TABLE, TABLE_SOURCE)
@@ -84,13 +86,24 @@ class Route:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Rule:
-    """A rule of ours, of one IP version."""
+    """A rule of ours, of one IP version.
+
+    With ``to`` it is a detour: our IKE and ESP to that address look in ``table``, which is the
+    administrator's.
+    """
 
     version: int
     priority: int
+    to: str = ""
+    table: int = 0
 
     def arguments(self) -> str:
         """What follows ``ip rule add`` or ``delete``."""
+        if self.to:
+            return (
+                f"pref {self.priority} to {self.to} fwmark {BYPASS:#x}/{BYPASS:#x}"
+                f" lookup {self.table} protocol {ROUTE_PROTOCOL}"
+            )
         unmarked = f"fwmark 0/{MARK_MASK:#x}"
         unbound = "from 0.0.0.0/32 iif lo" if self.version == 4 else "iif lo"
         what = {
@@ -123,6 +136,7 @@ def routing(
     device: str,
     addresses: Iterable[ipaddress.IPv4Address | ipaddress.IPv6Address] = (),
     mtus: Mapping[Network, int] | None = None,
+    translations: Iterable[Translation] = (),
 ) -> Routing:
     """The routing for these (local, remote) subnets.
 
@@ -139,7 +153,20 @@ def routing(
         if remote.prefixlen:
             routes.add(Route(TABLE_SOURCE, str(remote), device, hint, mtu))
             routes.add(Route(TABLE_SOURCE, str(remote), ""))
-    rules = {Rule(version, p) for version in {n.version for n in hints} for p in PRIORITIES}
+    # After destination NAT, the other side's own networks are routed, but only where marked; a
+    # source address is chosen before it.
+    translated = tuple(translations)
+    for remote in {t.wire_remote for t in translated}:
+        mtu = (mtus or {}).get(remote, 0)
+        routes.add(Route(TABLE, str(remote), device, "", mtu))
+        routes.add(Route(TABLE, str(remote), ""))
+    seen = _hints(((t.local, t.remote) for t in translated), addresses)
+    for remote, hint in seen.items():
+        if remote.prefixlen:
+            routes.add(Route(TABLE_SOURCE, str(remote), device, hint))
+            routes.add(Route(TABLE_SOURCE, str(remote), ""))
+    versions = {n.version for n in (*hints, *seen)}
+    rules = {Rule(version, p) for version in versions for p in PRIORITIES}
     return Routing(frozenset(routes), frozenset(rules))
 
 
@@ -149,6 +176,7 @@ def kernel_routing(
     ways: Mapping[Network, Way],
     addresses: Iterable[ipaddress.IPv4Address | ipaddress.IPv6Address] = (),
     mtus: Mapping[Network, int] | None = None,
+    translations: Iterable[Translation] = (),
 ) -> Routing:
     """The same where the kernel's SPD encrypts.
 
@@ -167,6 +195,20 @@ def kernel_routing(
         rules.add(Rule(remote.version, RULE_LAST))
         if hint or mtu:
             routes.add(Route(TABLE_SOURCE, str(remote), way.device, hint, mtu, way.via))
+            rules.add(Rule(remote.version, RULE_SOURCE))
+    # The other side's own network may be ours too: marked packets must not take the way to ours.
+    translated = tuple(translations)
+    for remote in {t.wire_remote for t in translated}:
+        way = ways.get(remote)
+        if way is not None and remote.prefixlen:
+            routes.add(Route(TABLE, str(remote), way.device, "", 0, way.via))
+            rules |= {Rule(remote.version, RULE_STEER), Rule(remote.version, RULE_LAST)}
+    ends = {t.remote: t.wire_remote for t in translated}
+    seen = _hints(((t.local, t.remote) for t in translated), addresses)
+    for remote, hint in seen.items():
+        way = ways.get(ends[remote])
+        if way is not None and hint and remote.prefixlen:
+            routes.add(Route(TABLE_SOURCE, str(remote), way.device, hint, 0, way.via))
             rules.add(Rule(remote.version, RULE_SOURCE))
     return Routing(frozenset(routes), frozenset(rules))
 
@@ -233,8 +275,26 @@ def parse_routes(shown: Iterable[Mapping[str, Any]], table: int, version: int) -
 
 def parse_rules(shown: Iterable[Mapping[str, Any]], version: int) -> set[Rule]:
     """Those of ours among what ``ip -j rule`` shows."""
-    return {
-        Rule(version, int(entry["priority"]))
-        for entry in shown
-        if entry.get("priority") in PRIORITIES
-    }
+    rules: set[Rule] = set()
+    for entry in shown:
+        if entry.get("priority") in PRIORITIES:
+            rules.add(Rule(version, int(entry["priority"])))
+        elif str(entry.get("protocol")) == str(ROUTE_PROTOCOL) and "dst" in entry:
+            table = str(entry["table"])
+            rules.add(
+                Rule(
+                    version,
+                    int(entry["priority"]),
+                    str(entry["dst"]),
+                    int(table) if table.isdecimal() else 0,
+                )
+            )
+    return rules
+
+
+def detours(wanted: Iterable[tuple[str, int, int]]) -> frozenset[Rule]:
+    """Rules for (address, table, priority)."""
+    return frozenset(
+        Rule(6 if ":" in address else 4, priority, address, table)
+        for address, table, priority in wanted
+    )

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ipsec_gateway import conntrack, nftables, plan
-from ipsec_gateway.classify import Network, classify
+from ipsec_gateway.classify import Network, Step, classify
 from ipsec_gateway.intent import Address, Intent, collapsed
 from ipsec_gateway.ipsec.base import PolicySpec
 from ipsec_gateway.marks import BYPASS, NFT_TABLE
@@ -28,6 +28,7 @@ from ipsec_gateway.routing import (
     Routing,
     Rule,
     Way,
+    detours,
     kernel_routing,
     parse_routes,
     parse_rules,
@@ -83,14 +84,20 @@ class Steering:
         clamps = dict(intent.clamps)
         for mss, nets in (measured or {}).items():
             clamps[mss] = collapsed((*clamps.get(mss, ()), *nets))
-        basis = (intent.policies, clamps, live, mtu, retained)
+        views = (intent.translations, intent.untracked)
+        basis = (intent.policies, clamps, live, mtu, retained, views)
         if self._guard is not None and basis == self._basis:
             return
         desired = nftables.ruleset(
-            classify((*intent.policies, *retained), live),
+            classify(
+                (p for p in (*intent.policies, *retained) if p.id not in intent.translated), live
+            ),
             device=self.device,
             mtu=mtu,
             clamps=clamps,
+            translations=intent.translations,
+            untracked=_untracked(intent, own=False),
+            untracked_own=_untracked(intent, own=True),
         )
         if self._guard is not None:
             try:
@@ -124,7 +131,8 @@ class Steering:
         if self.device is not None:
             await run("ip", "address", "replace", *DUMMY_ADDRESS.split(), "dev", self.device)
             self._loosen()
-        self._tell(self.sysctls.apply(forwards(intent.pairs, addresses)))
+        carried = (*intent.pairs, *((t.local, t.remote) for t in intent.translations))
+        self._tell(self.sysctls.apply(forwards(carried, addresses)))
         return any(changes.add.values())
 
     async def settle(self, intent: Intent) -> None:
@@ -152,10 +160,24 @@ class Steering:
                 log.warning("%s", problem)
 
     async def _desired(self, intent: Intent, addresses: tuple[Address, ...]) -> Routing:
+        it = await self._steered(intent, addresses)
+        return Routing(it.routes, it.rules | detours(intent.detours))
+
+    async def _steered(self, intent: Intent, addresses: tuple[Address, ...]) -> Routing:
         if self.device is not None:
-            return routing(intent.pairs, device=self.device, addresses=addresses, mtus=intent.mtus)
+            return routing(
+                intent.pairs,
+                device=self.device,
+                addresses=addresses,
+                mtus=intent.mtus,
+                translations=intent.translations,
+            )
         return kernel_routing(
-            intent.pairs, ways=await _ways(intent), addresses=addresses, mtus=intent.mtus
+            intent.pairs,
+            ways=await _ways(intent),
+            addresses=addresses,
+            mtus=intent.mtus,
+            translations=intent.translations,
         )
 
     def _loosen(self) -> None:
@@ -201,7 +223,9 @@ async def current() -> Routing:
     routes: set[Route] = set()
     rules: set[Rule] = set()
     for version in (4, 6):
-        rules |= parse_rules(await run_json("ip", f"-{version}", "-j", "rule", "show"), version)
+        rules |= parse_rules(
+            await run_json("ip", f"-{version}", "-N", "-j", "rule", "show"), version
+        )
         for table in TABLES:
             try:
                 shown = await run_json(
@@ -213,6 +237,12 @@ async def current() -> Routing:
                 continue
             routes |= parse_routes(shown, table, version)
     return Routing(frozenset(routes), frozenset(rules))
+
+
+def _untracked(intent: Intent, *, own: bool) -> list[Step]:
+    """What skips connection tracking, as sets without overlaps."""
+    wanted = {policy for policy, all_of_it in intent.untracked.items() if all_of_it is own}
+    return classify((p for p in intent.policies if p.id in wanted), frozenset())
 
 
 async def _ways(intent: Intent) -> dict[Network, Way]:
@@ -241,14 +271,20 @@ async def device_mtu(device: str) -> int | None:
 
 async def local_addresses(exclude: str | None) -> tuple[Address, ...]:
     """The node's own addresses of global scope, without those of the device ``exclude``."""
-    shown = await run_json("ip", "-j", "address", "show")
-    return tuple(
-        ipaddress.ip_address(info["local"])
-        for link in shown
-        if link.get("ifname") != exclude
-        for info in link.get("addr_info", ())
-        if info.get("scope") == "global" and not info.get("deprecated")
-    )
+    return tuple(a for each in (await local_interfaces(exclude)).values() for a in each)
+
+
+async def local_interfaces(exclude: str | None) -> dict[str, tuple[Address, ...]]:
+    """The same by interface, in the kernel's order."""
+    return {
+        str(link["ifname"]): tuple(
+            ipaddress.ip_address(info["local"])
+            for info in link.get("addr_info", ())
+            if info.get("scope") == "global" and not info.get("deprecated")
+        )
+        for link in await run_json("ip", "-j", "address", "show")
+        if "ifname" in link and link["ifname"] != exclude
+    }
 
 
 async def _batch(commands: Mapping[int, tuple[str, ...]]) -> None:

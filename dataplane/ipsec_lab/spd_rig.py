@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from ipsec_gateway.intent import Intent
-from ipsec_gateway.ipsec.base import PolicySpec
+from ipsec_gateway.ipsec.base import PolicyAction, PolicyDirection, PolicyId, PolicySpec
+from ipsec_gateway.nat import Translation, wire_selectors
 from ipsec_gateway.steering import Steering, local_addresses
 from ipsec_lab.netns import LabError, Namespace, enter_namespace
 
@@ -115,6 +116,18 @@ def intent_of(*policies: PolicySpec) -> Intent:
             for p in policies
             for n in p.id.destination.networks
         },
+    )
+
+
+def intent_mapped(translation: Translation) -> Intent:
+    """The intent of one translated pair, to the peer of the rig."""
+    wire = wire_selectors(translation)
+    out = PolicyId(PolicyDirection.OUT, *wire)
+    return Intent(
+        policies=(PolicySpec(id=out, action=PolicyAction.ENCRYPT, priority=1, reqid=7),),
+        translations=(translation,),
+        translated=frozenset((out,)),
+        ends={translation.wire_remote: _ENDS[translation.wire_remote.version][1]},
     )
 
 

@@ -81,6 +81,13 @@ class Rig:
             ),
         )
 
+        self.apply_intent(intent, live=live, settle=settle)
+
+    def apply_intent(
+        self, intent: Intent, *, live: frozenset[int] = frozenset(), settle: bool = True
+    ) -> None:
+        """The steering for an intent."""
+
         async def work() -> None:
             await self.steering.guard(intent, live=live, mtu=1400)
             await self.steering.route(intent, await local_addresses(DEVICE))
