@@ -10,7 +10,7 @@ from collections import Counter
 
 import pytest
 
-from ipsec_ike.v2 import resume
+from ipsec_ike.v2 import restore
 from ipsec_lab.simnet import simulate
 from ipsec_lab.simnet_crash import MortalWorld
 from ipsec_lab.simnet_dataplane import Broken
@@ -46,14 +46,14 @@ def test_both_ends_agree_whoever_died(seeds: range) -> None:
 
 def test_without_the_generation_an_iv_is_used_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     """The check of the IVs can fail."""
-    load = resume._Loader.sa
+    load = restore.Loader.sa
 
     def counts_on(loader, plain):  # type: ignore[no-untyped-def]
         load(loader, plain)
         sa = loader._sas[plain["spis"][0 if plain["initiator"] else 1]][0]
         sa.sealed = 0
 
-    monkeypatch.setattr(resume._Loader, "sa", counts_on)
+    monkeypatch.setattr(restore.Loader, "sa", counts_on)
     with pytest.raises(Broken, match="IV"):
         _some_seeds()
 

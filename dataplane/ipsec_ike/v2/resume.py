@@ -22,40 +22,21 @@ longer than it, both end with the machine). A limit that passed meanwhile takes 
 
 from __future__ import annotations
 
-import hmac
-import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from ipsec_ike.actions import SaId, SaSpec, UpdateSa
-from ipsec_ike.config import ChildConfig, IdentityConfig, Mode, PeerConfig
-from ipsec_ike.crypto.groups import KeyExchange, generate
+from ipsec_ike.actions import SaId, UpdateSa
+from ipsec_ike.config import PeerConfig
 from ipsec_ike.errors import LocalMisuse
 from ipsec_ike.events import ChildSaResumed, IkeSaResumed, Reason
-from ipsec_ike.identity import Identity
-from ipsec_ike.inputs import Endpoint, InheritedSa
-from ipsec_ike.numbers import Protocol
-from ipsec_ike.plain import NotPlain, load
-from ipsec_ike.proposal import Proposal, Transform
+from ipsec_ike.inputs import InheritedSa
 from ipsec_ike.sa.child_sa import ChildSa, ChildState
 from ipsec_ike.sa.info import Resumed
 from ipsec_ike.sa.lifetimes import share
-from ipsec_ike.sa.suite import child_suite, ike_suite
 from ipsec_ike.sa.timers import NEVER
-from ipsec_ike.secret import Secret
-from ipsec_ike.selectors import TrafficSelector
 from ipsec_ike.v2 import children, deletes
-from ipsec_ike.v2.create_child import CreateChild, Rival
-from ipsec_ike.v2.exchange import Exchange
 from ipsec_ike.v2.ike_sa import IkeSa
-from ipsec_ike.v2.keymat import IkeKeys
-from ipsec_ike.v2.negotiate import Offer
-from ipsec_ike.v2.peer import Peer
-from ipsec_ike.v2.records import BARE, FOUR_TIMES, SIX_TIMES, VERSION, check_value
-from ipsec_ike.v2.rekey_child import RekeyChild
-from ipsec_ike.v2.rekey_ike import IkeRival, RekeyIke
-from ipsec_ike.v2.states import State
+from ipsec_ike.v2.restore import LIVE, Loader
 
 if TYPE_CHECKING:
     from ipsec_ike.v2.host import Host
@@ -65,8 +46,6 @@ MOST_GENERATIONS: Final = 2**24
 
 #: Seconds over which the first messages of all resumed IKE SAs are spread.
 _SPREAD: Final = 2.0
-
-_LIVE_IKE: Final = frozenset({State.ESTABLISHED, State.REKEYING})
 
 
 def resume(
@@ -85,7 +64,7 @@ def resume(
         raise LocalMisuse("only a new engine can resume")
     if not 0 < generation < MOST_GENERATIONS:
         raise LocalMisuse(f"generation {generation}")
-    loader = _Loader(host, configs, generation)
+    loader = Loader(host, configs, generation)
     for key, plain in records.items():
         if key.startswith("peer "):
             loader.guard(loader.peer, plain)
@@ -117,262 +96,6 @@ def known(host: Host) -> Iterable[SaId]:
             yield child.outbound_id(sa.remote)
 
 
-class _Loader:
-    """Builds objects first, and enters into the host's tables only those that are whole."""
-
-    def __init__(self, host: Host, configs: Sequence[PeerConfig], generation: int) -> None:
-        self.host = host
-        self._configs = {config.name: config for config in configs}
-        self.unreadable = 0
-        self._generation = generation
-        self._sas: dict[str, tuple[IkeSa, Mapping[str, Any]]] = {}
-        self._children: dict[int, tuple[ChildSa, Sequence[Any]]] = {}
-
-    def guard(self, read: Callable[[Mapping[str, Any]], object], plain: Mapping[str, Any]) -> bool:
-        """Whether ``read`` could make sense of it. Nothing in a record is worth to stop for."""
-        try:
-            if plain["version"] != VERSION:
-                raise NotPlain("another version")
-            read(plain)
-        except (NotPlain, KeyError, ValueError, TypeError, IndexError, LocalMisuse, struct.error):
-            self.unreadable += 1
-            return False
-        return True
-
-    # -- configuration -------------------------------------------------------------------------
-
-    def peer(self, plain: Mapping[str, Any]) -> None:
-        """A peer as it was configured, its shared keys replaced by what they are compared with."""
-        salt = bytes.fromhex(plain["salt"])
-        config = dict(plain["config"])
-        checks = []
-        identities = []
-        for each in config["identities"]:
-            checks.append(each["check"])
-            identities.append({k: v for k, v in each.items() if k != "check"})
-        config["identities"] = identities
-        loaded = load(PeerConfig, config)
-        with_keys = tuple(
-            replace(identity, psk=Remembered(salt, check) if check else None)
-            for identity, check in zip(loaded.identities, checks, strict=True)
-        )
-        before = replace(loaded, identities=with_keys)
-        today = self._configs.get(loaded.name)
-        # If nothing has changed it is the one with the keys.
-        chosen = today if today is not None and before == today else before
-        self.host.peers.by_name[chosen.name] = Peer(self.host, chosen)
-
-    # -- SAs -----------------------------------------------------------------------------------
-
-    def sa(self, plain: Mapping[str, Any]) -> None:
-        """One IKE SA, with children that do not know of each other yet."""
-        host = self.host
-        peer = host.peers.by_name[plain["peer"]]
-        local, remote = _endpoint(plain["local"]), _endpoint(plain["remote"])
-        sa = IkeSa(host, peer, initiator=bool(plain["initiator"]), local=local, remote=remote)
-        sa.identity = _identity(peer, plain["identity"])
-        sa.spi_i, sa.spi_r = (bytes.fromhex(spi) for spi in plain["spis"])
-        sa.state = State(plain["state"])
-        sa.local_id, sa.remote_id = map(_named, plain["ids"])
-        sa.suite = ike_suite(Proposal(Protocol.IKE, _transforms(plain["suite"])))
-        sa.keys = IkeKeys(sa.suite, bytes.fromhex(plain["keys"]))
-        sa.sealed = (self._generation << 40) | int.from_bytes(host.rng(2)) << 24
-        flags = int(plain["flags"])
-        (
-            sa.encap,
-            sa.nat_local,
-            sa.nat_remote,
-            sa.fragmentation,
-            sa.childless,
-            sa.pending,
-            sa.doomed_by_us,
-        ) = (bool(flags >> bit & 1) for bit in range(7))
-        (
-            sa.created_at,
-            sa.established_at,
-            sa.soft_at,
-            sa.hard_at,
-            sa.reauth_at,
-            sa.doomed_at,
-        ) = SIX_TIMES.unpack(bytes.fromhex(plain["times"]))
-        self._window(sa, plain["window"])
-        if len(sa.spi_i) != 8 or len(sa.spi_r) != 8 or sa.remote_id is None:
-            raise NotPlain("not an IKE SA")
-        found = [(self.child(sa, each), each) for each in plain["children"]]
-        sa.children = [child for child, _ in found]
-        self._children.update((child.spi_in, (child, each)) for child, each in found)
-        self._sas[sa.our_spi.hex()] = sa, plain
-
-    def _window(self, sa: IkeSa, plain: Any) -> None:
-        window = sa.window
-        window.next_request, window.expected = int(plain[0]), int(plain[1])
-        window.request = tuple(bytes.fromhex(data) for data in plain[2])
-        window.response = tuple(bytes.fromhex(data) for data in plain[3])
-
-    def child(self, sa: IkeSa, plain: Sequence[Any]) -> ChildSa:
-        """One child, without its successor."""
-        config, protocol, suite, spi_in, spi_out, ts, mode, state, times, outbound, waiting, _ = (
-            plain
-        )
-        own = _child_config(sa.peer.config, config)
-        child = ChildSa(
-            sa,
-            own,
-            child_suite(Proposal(int(protocol), _transforms(suite))),
-            (int(spi_in), int(spi_out)),
-            (own.local_ts, own.remote_ts) if ts is None else (_selectors(ts[0]), _selectors(ts[1])),
-            Mode(mode),
-            self.host.now,
-        )
-        child.state = ChildState(state)
-        child.created_at, child.soft_at, child.hard_at, child.switch_at = FOUR_TIMES.unpack(
-            bytes.fromhex(times)
-        )
-        child.outbound = bool(outbound)
-        child.waiting = None if waiting is None else load(SaSpec, waiting)
-        return child
-
-    # -- what points from one to the other -------------------------------------------------------
-
-    def link(self) -> None:
-        """Let SAs, children and requests know each other."""
-        for spi, (sa, plain) in tuple(self._sas.items()):
-            if not self.guard(lambda plain, sa=sa: self._link(sa, plain), plain):  # type: ignore[misc]  # mypy cannot see the default
-                del self._sas[spi]
-                for child in sa.children:
-                    self._children.pop(child.spi_in, None)
-
-    def _link(self, sa: IkeSa, plain: Mapping[str, Any]) -> None:
-        if plain["predecessor"] is not None and plain["predecessor"] in self._sas:
-            sa.predecessor = self._sas[plain["predecessor"]][0]
-        for child in sa.children:
-            child.successor = self._successor(sa, self._children[child.spi_in][1])
-        if plain["current"] is not None:
-            sa.current = self._exchange(sa, plain["current"])
-        sa.queue = [self._exchange(sa, each) for each in plain["queue"]]
-        if sa.window.busy is (sa.current is None):
-            raise NotPlain("a request without an exchange, or the reverse")
-
-    def _successor(self, sa: IkeSa, plain: Sequence[Any]) -> ChildSa | None:
-        return None if plain[-1] is None else self._reference(sa, plain[-1])
-
-    def _reference(self, sa: IkeSa, plain: Any) -> ChildSa:
-        if isinstance(plain, int):
-            return self._children[plain][0]
-        child = self.child(sa, plain)
-        child.successor = self._successor(sa, plain)
-        return child
-
-    def _exchange(self, sa: IkeSa, plain: Any) -> Exchange:
-        kind, *rest = plain
-        match kind, rest:
-            case "DeleteChild", (child,):
-                return deletes.DeleteChild(self._reference(sa, child))
-            case "DeleteUnused", (protocol, spi):
-                return deletes.DeleteUnused(int(protocol), int(spi))
-            case "InvalidSpi", (spi,):
-                return deletes.InvalidSpi(int(spi))
-            case "CreateChild", (config, packet, offer, group, tried, single, rival, unborn):
-                local, remote = (
-                    None if each is None else load(TrafficSelector, each) for each in packet
-                )
-                create = CreateChild(_child_config(sa.peer.config, config), (local, remote))
-                create.offer, create.group = self._offer(sa, offer), group
-                create.tried, create.single = tuple(tried), bool(single)
-                create.rival, create.unborn = self._rival(sa, rival), tuple(unborn)
-                return create
-            case "RekeyChild", (old, offer, group, tried, rival, unborn):
-                rekey = RekeyChild(self._reference(sa, old))
-                rekey.offer, rekey.group, rekey.tried = self._offer(sa, offer), group, tuple(tried)
-                rekey.rival, rekey.unborn = self._rival(sa, rival), tuple(unborn)
-                return rekey
-            case "RekeyIke", (spi, nonce, proposals, ke, group, tried, rival):
-                return self._rekey_ike(sa, spi, nonce, proposals, ke, group, tried, rival)
-        return BARE[kind]()
-
-    def _rekey_ike(
-        self,
-        sa: IkeSa,
-        spi: str,
-        nonce: str,
-        proposals: Any,
-        ke: Any,
-        group: int,
-        tried: Any,
-        rival: Any,
-    ) -> RekeyIke:
-        it = RekeyIke()
-        it.spi, it.nonce = bytes.fromhex(spi), bytes.fromhex(nonce)
-        it.proposals = tuple(load(Proposal, each) for each in proposals)
-        it.ke, it.group, it.tried = _key_exchange(ke), group, tuple(tried)
-        if rival is not None:
-            found = self._sas.get(rival[0])
-            if found is None:
-                # The peer has deleted it meanwhile.
-                gone = IkeSa(self.host, sa.peer, initiator=False, local=sa.local, remote=sa.remote)
-                gone.state = State.DELETING
-            nonces = bytes.fromhex(rival[1])
-            it.rival = IkeRival(found[0] if found else gone, (nonces, nonces))
-        return it
-
-    def _rival(self, sa: IkeSa, plain: Any) -> Rival | None:
-        if plain is None:
-            return None
-        nonce = bytes.fromhex(plain[1])
-        return Rival(self._reference(sa, plain[0]), (nonce, nonce))
-
-    def _offer(self, sa: IkeSa, plain: Any) -> Offer | None:
-        if plain is None:
-            return None
-        offer = Offer.__new__(Offer)
-        offer.config = _child_config(sa.peer.config, plain["config"])
-        offer.ke = _key_exchange(plain["ke"])
-        offer.local_ts, offer.remote_ts = (_selectors(each) for each in plain["ts"])
-        offer.nonce = bytes.fromhex(plain["nonce"])
-        offer.proposals = tuple(load(Proposal, each) for each in plain["proposals"])
-        offer.spi = int(plain["spi"])
-        return offer
-
-    # -- into the tables -------------------------------------------------------------------------
-
-    def enter(self) -> list[IkeSa]:
-        """Make all of them findable, the oldest first as they were made."""
-        host = self.host
-        sas = sorted((sa for sa, _ in self._sas.values()), key=lambda sa: sa.created_at)
-        for sa in sas:
-            sa.register()
-            for child in sa.children:
-                host.register_child(child)
-            if sa.state in _LIVE_IKE and sa.predecessor is None:
-                sa.peer.add(sa)
-                sa.peer.remember(sa)
-                if sa.doomed_at != NEVER:
-                    sa.peer.doomed.add(sa)
-        return sas
-
-
-class Remembered(Secret):
-    """A shared key of which only a check value is left: it equals the key that gives the same."""
-
-    __slots__ = ("_check", "_salt")
-
-    def __init__(self, salt: bytes, check: str) -> None:
-        super().__init__(b"")
-        self._salt = salt
-        self._check = check
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Secret) and hmac.compare_digest(
-            check_value(self._salt, other), self._check
-        )
-
-    def __hash__(self) -> int:
-        return hash(self._check)
-
-    def __bool__(self) -> bool:
-        return True
-
-
 def _start(sa: IkeSa) -> None:
     """Set the clocks: what is under way is sent again soon, and the peer is soon asked whether it
     lives, all of them spread over a moment."""
@@ -383,7 +106,7 @@ def _start(sa: IkeSa) -> None:
         window.give_up_at = now + sa.current.cap
         window.deadline = min(soon, window.give_up_at)
     sa.heard_at = sa.sent_at = now
-    if sa.state in _LIVE_IKE and not sa.pending:
+    if sa.state in LIVE and not sa.pending:
         if config.dpd_interval:
             sa.heard_at = soon - config.dpd_interval
         suite, _ = sa.crypto
@@ -455,51 +178,3 @@ def _follow(sa: IkeSa, child: ChildSa, installed: Mapping[SaId, InheritedSa]) ->
         there = installed[sa_id]
         if (there.source, there.destination) != (source, destination):
             sa.host.emit(UpdateSa(sa_id, source, destination, sa.encap))
-
-
-def _identity(peer: Peer, name: str) -> IdentityConfig:
-    for identity in peer.config.identities:
-        if identity.name == name:
-            return identity
-    raise NotPlain("an identity that is not configured")
-
-
-def _child_config(peer: PeerConfig, plain: Any) -> ChildConfig:
-    if not isinstance(plain, str):
-        return load(ChildConfig, plain)
-    for child in peer.children:
-        if child.name == plain:
-            return child
-    raise NotPlain("a child that is not configured")
-
-
-def _transforms(plain: str) -> tuple[Transform, ...]:
-    return tuple(Transform(*map(int, each.split("/"))) for each in plain.split())
-
-
-def _named(plain: str | None) -> Identity | None:
-    if plain is None:
-        return None
-    kind, _, data = plain.partition(" ")
-    return Identity(int(kind), bytes.fromhex(data))
-
-
-def _selectors(plain: Any) -> tuple[TrafficSelector, ...]:
-    return tuple(
-        TrafficSelector(
-            bytes.fromhex(start), bytes.fromhex(end), int(protocol), int(low), int(high)
-        )
-        for start, end, protocol, low, high in plain
-    )
-
-
-def _key_exchange(plain: Any) -> KeyExchange | None:
-    if plain is None:
-        return None
-    seed = bytes.fromhex(plain[1])
-    return generate(int(plain[0]), lambda _: seed)
-
-
-def _endpoint(plain: Any) -> Endpoint:
-    address, port = plain
-    return Endpoint(str(address), int(port))
