@@ -44,6 +44,7 @@ from ipsec_gateway.ipsec.mtu import INITIAL
 from ipsec_gateway.lastgood import InForce, LastGood
 from ipsec_gateway.logs import log_event
 from ipsec_gateway.metrics import Metrics, Scrape
+from ipsec_gateway.monitor import Monitor
 from ipsec_gateway.ports import PortConflict
 from ipsec_gateway.pump import Pump
 from ipsec_gateway.resolve import Resolver
@@ -129,6 +130,7 @@ class Gateway:
         self.metrics: Final = Metrics(options.name)
         self._memory: Final = LastGood()
         self._resolver: Final = Resolver(self._wake_up)
+        self._monitor: Final = Monitor(self._moved, self._loop)
         self._handover: Final = Handover(options.resume, self.pump, self._loop)
         self._goodbye = options.goodbye or options.resume is None
         steered = options.kernel or options.device is not None
@@ -184,6 +186,7 @@ class Gateway:
                 await _serve(server, *self._options.listen)
             self._handover.open()
             self._sockets.attach(self._loop)
+            self._monitor.open()
             log.info("IKE on UDP ports %s", " and ".join(map(str, self._sockets.ports)))
             work = (self._reconcile_forever(), self._follow(), self._poll(), self._write())
             tasks = [asyncio.create_task(each) for each in work]
@@ -202,6 +205,7 @@ class Gateway:
                 self._handover.crashed()
                 if self.pump.backend is not None:
                     await self.pump.backend.close(remove=False)
+            self._monitor.close()
             await self._resolver.close()
             self.pump.close()
             self._sockets.close(self._loop)
@@ -236,6 +240,11 @@ class Gateway:
 
     def _wake_up(self) -> None:
         self._wake.set()
+
+    def _moved(self) -> None:
+        """An address or the default route changed: routes of ours may have gone with it."""
+        self._done = None
+        self._wake_up()
 
     async def _reconcile_forever(self) -> None:
         wait = UPKEEP
