@@ -96,6 +96,8 @@ class XfrmBackend:
         #: Our SAs as the kernel finds them now, by the id under which they were added.
         self._sas: Final[dict[SaId, StateKey]] = {}
         self._ids: Final[dict[bytes, SaId]] = {}
+        #: Reqids of the outbound ones.
+        self._out: Final[dict[SaId, int]] = {}
         self._larval_drop: str | None = None
 
     async def start(self) -> None:
@@ -134,6 +136,7 @@ class XfrmBackend:
             self._tables = None
             self._sas.clear()
             self._ids.clear()
+            self._out.clear()
             self._queue.put_nowait(None)
 
     async def inherit(self) -> Inherited:
@@ -166,7 +169,7 @@ class XfrmBackend:
             raise DataplaneError(f"{what}: {sa_cause(exc, spec)}") from exc
         except DataplaneError as exc:
             raise DataplaneError(f"{what}: {exc}") from exc
-        self._know(spec.id, key)
+        self._know(spec.id, key, spec.reqid)
         if spec.id.direction is Direction.OUT:
             self._spd.lead(spec.reqid, (spec.source.address, spec.destination.address))
 
@@ -206,7 +209,7 @@ class XfrmBackend:
             self._check(self._kernel.execute((delete, copy)))
         else:
             self._kernel.call(copy)
-        self._know(sa, new)
+        self._know(sa, new, now.state.reqid)
         if not inward:
             self._spd.lead(now.state.reqid, (source.address, destination.address))
         if new != old:
@@ -324,12 +327,21 @@ class XfrmBackend:
     def _id_of(self, state: State) -> SaId | None:
         return self._ids.get(raw_key(_key_of(state)))
 
-    def _know(self, sa: SaId, key: StateKey) -> None:
+    def _know(self, sa: SaId, key: StateKey, reqid: int) -> None:
         self._sas[sa] = key
         self._ids[raw_key(key)] = sa
+        if sa.direction is Direction.OUT:
+            self._out[sa] = reqid
 
     def _forget(self, sa: SaId) -> None:
         self._ids.pop(raw_key(self._sas.pop(sa)), None)
+        reqid = self._out.pop(sa, 0)
+        if reqid and reqid not in self._out.values():
+            try:
+                self._spd.lost(reqid)
+            except DataplaneError as exc:
+                # It stays blocked, which is the safe side; the next change of it tries again.
+                log.error("%s", exc)
 
     def _find(self, sa: SaId) -> SaId | None:
         """The id under which an SA was added; its destination may have moved since."""
@@ -349,7 +361,8 @@ class XfrmBackend:
                 continue
             direction = direction_of(state)
             number = _PROTOCOL[state.protocol]
-            self._know(SaId(direction, number, state.spi, state.destination), _key_of(state))
+            sa = SaId(direction, number, state.spi, state.destination)
+            self._know(sa, _key_of(state), state.reqid)
             added = state.counted[2]
             if direction is Direction.OUT and added >= newest.get(state.reqid, 0):
                 newest[state.reqid] = added

@@ -143,6 +143,7 @@ class Share(IntEnum):
     """Of a template (XFRM_SHARE_*). The kernel keeps it and does nothing with it."""
 
     ANY = 0
+    SESSION = 1
     UNIQUE = 3
 
 

@@ -7,8 +7,12 @@ discard             block
 none                allow, without templates
 encrypt             allow, with one template for each protocol; ``use`` makes it optional
 encrypt, tunnel,    block: the kernel needs to know where a tunnel leads before it can ask
-no far end known    for one (``use``: allow)
+no far end known    for one
+use, tunnel, out    as above while there is an SA, else allow: the kernel has no optional
+                    tunnels outwards
 ==================  =====================================================================
+
+Levels are also kept in the ``share`` field of the templates, which the kernel does not look at.
 
 Templates for inbound packets name no addresses, so that a peer that moves needs no new policy; the
 reqid says whose SA it must have been. ICMP errors about packets that a policy covers may use its
@@ -51,6 +55,11 @@ _DIRECTIONS: Final = {
     PolicyDirection.FORWARD: Dir.FORWARD,
 }
 _MODES: Final = {Mode.TUNNEL: KernelMode.TUNNEL, Mode.TRANSPORT: KernelMode.TRANSPORT}
+_SHARES: Final = {
+    Level.REQUIRE: Share.ANY,
+    Level.USE: Share.SESSION,
+    Level.UNIQUE: Share.UNIQUE,
+}
 _ICMPV6: Final = 58
 #: Router Solicitation to Redirect.
 _DISCOVERY: Final = masks(133, 137, 16)
@@ -71,7 +80,7 @@ def kernel_policies(spec: PolicySpec, ends: Ends | None) -> list[Policy]:
 
     ``ends`` are those of the live SA, None where there is none: then ``spec`` itself may know.
     """
-    if ends is None and spec.remote:
+    if ends is None and spec.remote and spec.level is not Level.USE:
         ends = spec.local, spec.remote
     verdict, templates = _treatment(spec, ends)
     direction = _DIRECTIONS[spec.id.direction]
@@ -109,8 +118,8 @@ def _treatment(spec: PolicySpec, ends: Ends | None) -> tuple[Verdict, tuple[Temp
         family=inner if named is None else family_of(named[1]),
         source="" if named is None else named[0],
         destination="" if named is None else named[1],
-        optional=spec.level is Level.USE,
-        share=Share.UNIQUE if spec.level is Level.UNIQUE else Share.ANY,
+        optional=spec.level is Level.USE and named is None,
+        share=_SHARES[spec.level],
     )
     # The outer ones protect what the first one made: a packet between its ends.
     rest = (
@@ -170,12 +179,12 @@ def policy_spec(policy: Policy) -> PolicySpec | None:
     if not policy.templates:
         return blank
     first = policy.templates[0]
-    level = Level.UNIQUE if first.share == Share.UNIQUE else Level.REQUIRE
+    levels = {share: level for level, share in _SHARES.items()}
     numbers = {number: protocol for protocol, number in IP_PROTOCOL.items()}
     return replace(
         blank,
         action=PolicyAction.ENCRYPT,
-        level=Level.USE if first.optional else level,
+        level=levels.get(Share(first.share), Level.REQUIRE),
         reqid=first.reqid,
         mode=Mode.TUNNEL if first.mode == KernelMode.TUNNEL else Mode.TRANSPORT,
         protocols=tuple(numbers[each.protocol] for each in policy.templates),

@@ -57,6 +57,8 @@ class KernelSpd:
         self._by_reqid: Final[dict[int, set[PolicyId]]] = {}
         #: Ends of the newest outbound SA of each reqid, the last ones where it is gone.
         self._ends: Final[dict[int, Ends]] = {}
+        #: Reqids that have an outbound SA.
+        self._live: Final[set[int]] = set()
         self._index = INDEX_BASE >> 3
 
     @property
@@ -67,6 +69,7 @@ class KernelSpd:
     def load(self, ends: Mapping[int, Ends]) -> None:
         """Take in what an earlier life left. ``ends`` are those of its outbound SAs."""
         self._ends.update(ends)
+        self._live.update(ends)
         exemptions = []
         for policy in map(Policy.decode, self._kernel.dump(dump_policies())):
             if not owned(policy):
@@ -106,9 +109,18 @@ class KernelSpd:
 
     def lead(self, reqid: int, ends: Ends) -> None:
         """Let the outbound policies of ``reqid`` lead to its newest SA."""
-        if self._ends.get(reqid) == ends:
+        if self._ends.get(reqid) == ends and reqid in self._live:
             return
         self._ends[reqid] = ends
+        self._live.add(reqid)
+        self._renew(reqid)
+
+    def lost(self, reqid: int) -> None:
+        """The last outbound SA of ``reqid`` goes or has gone: ``level: use`` passes again."""
+        self._live.discard(reqid)
+        self._renew(reqid)
+
+    def _renew(self, reqid: int) -> None:
         changes = [
             change
             for policy_id in tuple(self._by_reqid.get(reqid, ()))
@@ -128,7 +140,8 @@ class KernelSpd:
 
     def _changes(self, spec: PolicySpec) -> list[tuple[Message, PolicySpec, Policy]]:
         """What has to be told to the kernel, of which it has some already."""
-        ends = self._ends.get(spec.reqid) if spec.reqid else None
+        known_to = spec.level is not Level.USE or spec.reqid in self._live
+        ends = self._ends.get(spec.reqid) if spec.reqid and known_to else None
         wanted = {key_of(policy): policy for policy in kernel_policies(spec, ends)}
         known = self._pieces.get(spec.id, {})
         changes = []
