@@ -51,8 +51,8 @@ def main() -> None:
     say({"stage": "prepared"})
     module, _, function = description["task"].partition(":")
     task: Task = getattr(importlib.import_module(module), function)
-    importlib.import_module("ipsec_gateway.runtime")
-    importlib.import_module("ipsec_gateway.ipsec.xfrm")
+    for name in ("ipsec_gateway.cli", "ipsec_gateway.ipsec.xfrm"):
+        importlib.import_module(name)
     say({"stage": "imported"})
     status = run_beside(lambda forks: task(description["arguments"], forks), _gateway)
     say({"done": status})

@@ -159,6 +159,8 @@ class KernelRig(InteropRig):
         return charon
 
     def start_ours(self, documents: Sequence[Document], *options: str) -> GatewayProcess:
+        if self._charons["a"].running:  # it has the ports
+            self._charons["a"].stop()
         directory = self._directory / "gateway"
         directory.mkdir(exist_ok=True)
         self._gateway = SlowGateway(self.topology, self.topology.gw_a, directory)
