@@ -44,6 +44,7 @@ class Resolver:
         self._resolved: dict[str, tuple[str, ...]] = {}
         self._due: dict[str, float] = {}
         self._running: dict[str, asyncio.Task[None]] = {}
+        self._doubted: set[str] = set()
 
     async def facts(
         self,
@@ -58,6 +59,11 @@ class Resolver:
         for gone in self._due.keys() - wanted:
             del self._due[gone]
             self._resolved.pop(gone, None)
+        for name in self._doubted & self._due.keys():
+            # Not more often than a name that does not resolve.
+            if self._due[name] > now + RETRY:
+                self._due[name] = max(now, self._due[name] - REFRESH + RETRY)
+        self._doubted.clear()
         for name in wanted:
             if self._due.get(name, now) <= now and name not in self._running:
                 self._due[name] = now + RETRY
@@ -70,6 +76,15 @@ class Resolver:
         remotes = {a for n in names for a in resolved.get(n, ())}
         sources = {a: s for a in remotes if (s := self._source_of(a)) is not None}
         return Facts(addresses=addresses, resolved=resolved, sources=sources)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a look-up is under way."""
+        return bool(self._running)
+
+    def doubt(self, names: Iterable[str]) -> None:
+        """Who answers to these names no longer does: they may have other addresses now."""
+        self._doubted.update(names)
 
     def hurry(self) -> None:
         """Look every name up again at the next opportunity."""

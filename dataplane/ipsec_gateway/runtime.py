@@ -56,7 +56,7 @@ from ipsec_gateway.steering import Steering, device_mtu, local_addresses, local_
 from ipsec_gateway.tools import ToolError
 from ipsec_gateway.udp import IKE_PORT, IkeSockets
 from ipsec_ike.engine import Engine
-from ipsec_ike.events import ChildSaDown, ChildSaUp, Event, PeerMoved
+from ipsec_ike.events import ChildSaDown, ChildSaUp, Event, IkeSaDown, PeerMoved, Reason
 
 log = logging.getLogger("ipsec_gateway")
 
@@ -473,6 +473,9 @@ class Gateway:
             self._sizes_due = 0.0
             if self._has_use:
                 self._wake_up()
+        if isinstance(event, IkeSaDown) and event.reason in (Reason.TIMEOUT, Reason.PEER_DEAD):
+            tunnels = self._in_force.tunnels if self._in_force else ()
+            self._resolver.doubt(a for t in tunnels if t.key == event.peer for a in t.addresses)
 
     async def _poll(self) -> None:
         while True:

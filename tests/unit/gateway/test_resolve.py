@@ -110,3 +110,25 @@ def test_a_slow_name_holds_up_nobody(tunnels, monkeypatch: pytest.MonkeyPatch) -
 def test_the_routing_table_is_asked() -> None:
     assert source_address("127.0.0.9") == "127.0.0.1"
     assert source_address("::1") == "::1"
+
+
+def test_a_name_whose_peer_is_silent_is_looked_up_soon(tunnels) -> None:
+    async def work() -> None:
+        dns = Dns(hq_example=("203.0.113.9",), other_example=("203.0.113.7",))
+        changed = asyncio.Event()
+        resolver = Resolver(changed.set, lookup=dns, source_of=lambda _: None)
+        wanted = tunnels("hq.example", "other.example")
+        await resolver.facts(wanted, (), 0.0)
+        dns.table["hq.example"] = ("203.0.113.10",)
+        dns.asked.clear()
+        changed.clear()
+        for now in (1.0, 2.0):
+            resolver.doubt(["hq.example", "unknown.example"])
+            await resolver.facts(wanted, (), now)
+            assert not resolver.busy, "it was looked up just now"
+        await resolver.facts(wanted, (), 5.0)
+        await asyncio.wait_for(changed.wait(), 20)
+        await resolver.close()
+        assert dns.asked == ["hq.example"], "and only this one"
+
+    asyncio.run(work())
