@@ -143,7 +143,7 @@ def gateway(
     else:
         lacks = kernel.lacks if kernel else ""
     if dataplane == "xfrm" and lacks:
-        _end(f"--dataplane xfrm: {lacks}", _LACKING)
+        _end(f"--dataplane xfrm: {lacks}; or use --dataplane userspace", _LACKING)
     in_kernel = kernel is not None and kernel.usable
     if problem := _lacking(device=not in_kernel) or _unusable(state):
         _end(problem, _LACKING)

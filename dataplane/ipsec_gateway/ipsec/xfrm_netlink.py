@@ -220,7 +220,7 @@ def _open() -> socket.socket:
         sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_XFRM)
     except OSError as exc:
         raise DataplaneError(
-            "this kernel has no XFRM (module xfrm_user): load it, or use --dataplane userspace"
+            "this kernel has no XFRM (module xfrm_user, CONFIG_XFRM_USER)"
         ) from exc
     try:
         sock.bind((0, 0))
