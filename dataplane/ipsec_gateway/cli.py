@@ -20,7 +20,9 @@ import os
 import shutil
 import signal
 import sys
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Final, get_args
 
@@ -148,7 +150,9 @@ def gateway(
     if problem := _lacking(device=not in_kernel) or _unusable(state):
         _end(problem, _LACKING)
     options = Options(state=state, listen=None if cleanup else listen, goodbye=cleanup)
+    make_backend: Callable[[IkeSockets], IpsecBackend] = _userspace
     if kernel is not None and in_kernel:
+        make_backend = partial(_xfrm, directions=kernel.directions)
         log.info("data plane: the kernel's (%s)", kernel)
         keep = None if resume == "off" else Path(resume) if resume else DEFAULT
         options = replace(options, kernel=True, resume=keep, abilities=kernel.abilities)
@@ -159,7 +163,7 @@ def gateway(
         # Offloads join what one call sends and receives in UDP, and not in IP protocol 50.
         options = replace(options, device=DEVICE, encapsulate=True, abilities=USERSPACE)
     try:
-        asyncio.run(_run(options, None if cleanup else manifests))
+        asyncio.run(_run(options, None if cleanup else manifests, make_backend))
     except PortConflict as exc:
         _end(str(exc), _CONFLICT)
     except PermissionError as exc:
@@ -168,10 +172,14 @@ def gateway(
         sys.exit(1)
 
 
-async def _run(options: Options, manifests: Path | None) -> None:
+async def _run(
+    options: Options,
+    manifests: Path | None,
+    make_backend: Callable[[IkeSockets], IpsecBackend],
+) -> None:
     loop = asyncio.get_running_loop()
     source = NoSource() if manifests is None else DirectorySource(manifests)
-    it = Gateway(options, source, _xfrm if options.kernel else _userspace)
+    it = Gateway(options, source, make_backend)
     loop.add_signal_handler(signal.SIGTERM, it.stop)
     loop.add_signal_handler(signal.SIGINT, lambda: it.stop(goodbye=True))
     loop.add_signal_handler(signal.SIGHUP, it.refresh)
@@ -179,10 +187,11 @@ async def _run(options: Options, manifests: Path | None) -> None:
     await it.run()
 
 
-def _xfrm(sockets: IkeSockets) -> IpsecBackend:
+def _xfrm(sockets: IkeSockets, *, directions: bool) -> IpsecBackend:
     from ipsec_gateway.ipsec.xfrm import XfrmBackend
+    from ipsec_gateway.ipsec.xfrm_sa import Treatment
 
-    return XfrmBackend(natt=sockets.pairs)
+    return XfrmBackend(natt=sockets.pairs, treatment=Treatment(directions=directions))
 
 
 def _userspace(sockets: IkeSockets) -> IpsecBackend:

@@ -36,7 +36,7 @@ def chosen(monkeypatch: pytest.MonkeyPatch) -> list[Options]:
     """The options of the gateways that would have run."""
     found: list[Options] = []
 
-    async def run(options: Options, _: Path | None) -> None:
+    async def run(options: Options, *_: object) -> None:
         found.append(options)
 
     monkeypatch.setattr(cli, "_run", run)
