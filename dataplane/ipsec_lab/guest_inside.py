@@ -25,7 +25,8 @@ Task = Callable[[Mapping[str, Any], ForkClient], int]
 _MODULES: Final = (
     "esp4 esp6 ah4 ah6 ipcomp ipcomp6 xfrm_user xfrm_interface veth dummy tun ip_gre "
     "nf_tables nft_chain_nat nft_masq nft_ct nft_numgen nft_xfrm nft_counter nft_reject "
-    "sch_netem echainiv seqiv gcm ccm ctr cbc hmac sha256_generic aesni_intel"
+    "sch_netem echainiv seqiv gcm ccm ctr cbc hmac authenc authencesn sha1_generic sha256_generic "
+    "sha512_generic aesni_intel cmac xcbc des3_ede_x86_64 chacha20poly1305 crypto_null"
 )
 
 
@@ -73,7 +74,7 @@ def pytest_task(arguments: Mapping[str, Any], forks: ForkClient) -> int:
     nodes = Path("/tmp/nodes")  # noqa: S108  # of this machine, which nobody else uses
     nodes.write_text("\n".join(arguments["nodes"]))
     os.chdir(arguments["root"])
-    options = ["-p", "no:cacheprovider", "-p", "no:hypothesispytest", "-q", "--timeout=300"]
+    options = ["-p", "no:cacheprovider", "-p", "no:hypothesispytest", "-q", "--timeout=600"]
     return int(pytest.main([*options, *arguments["options"], f"@{nodes}"]))
 
 

@@ -43,7 +43,7 @@ class SlowGateway(GatewayProcess):
     What the next gateway in the same directory goes on with is kept on the tmpfs of /run.
     """
 
-    def start(self, *options: str, timeout: float = 20.0) -> None:
+    def start(self, *options: str, timeout: float = 40.0) -> None:
         resume = Path("/run/kube-ipsec-lab", *self.state.parts[-3:-1])
         resume.mkdir(parents=True, exist_ok=True, mode=0o700)
         fixed = ("--dataplane", "xfrm", "--resume", str(resume))
