@@ -25,10 +25,31 @@ COUNTERS: Final = ("unencrypted_out", "unencrypted_in", "discarded_out", "discar
 #: Octets that fit a comment of nft, which writes a terminator too.
 COMMENT: Final = 127
 
+#: What of a rule needs a module that a kernel may not have.
+_MODULES: Final = (
+    ("fib ", "nft_fib_inet"),
+    ("type nat ", "nft_chain_nat"),
+    ("snat ", "nft_nat"),
+    ("dnat ", "nft_nat"),
+    ("notrack", "nft_ct"),
+    ("ct mark", "nft_ct"),
+    ("ct original", "nft_ct"),
+    ("rt ipsec", "xfrm_user"),
+    ("meta ipsec", "xfrm_user"),
+)
+
 _FIELDS: Final = {
     Variant.ANY: "",
     Variant.PROTOCOL: " . inet_proto",
     Variant.PORTS: " . inet_proto . inet_service . inet_service",
+}
+
+
+_MEANING: Final = {
+    Verdict.REQUIRE: "protected, never in clear text",
+    Verdict.USE: "protected, clear text is tolerated",
+    Verdict.DISCARD: "dropped",
+    Verdict.CLEAR: "left alone: action none, or level use without an SA",
 }
 
 
@@ -37,6 +58,7 @@ class NftSet(NamedTuple):
 
     type: str
     elements: Mapping[str, str]
+    comment: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +125,9 @@ def ruleset(
         for version in (4, 6):
             members = {str(n): "" for n in networks if n.version == version}
             if members:
-                sets[f"mss{value}{version}"] = NftSet(f"ipv{version}_addr", members)
+                sets[f"mss{value}{version}"] = NftSet(
+                    f"ipv{version}_addr", members, f"remote networks whose TCP MSS is {value}"
+                )
                 mss.append((value, "" if version == 4 else "6"))
     body = _template().render(
         rules=rules,
@@ -135,6 +159,7 @@ def _rules(prefix: str, steps: Iterable[Step], sets: dict[str, NftSet]) -> list[
             sets[name] = NftSet(
                 f"{address} . {address}{_FIELDS[variant]}",
                 {_element(e): e.name for e in elements},
+                f"local . remote, {_MEANING[step.verdict]}",
             )
             rules.append(_Rule(version, variant, name, step.verdict))
     return rules
@@ -153,6 +178,21 @@ def change(desired: Ruleset, actual: Ruleset) -> str:
     return f"flush table {TABLE}\n{old}" + _table(desired)
 
 
+def explained(refusal: str) -> str:
+    """What nft said about a script, with what the kernel seems to lack and how to get it.
+
+    A refused script has changed nothing at all.
+    """
+    refused = refusal.splitlines()
+    if not any("Could not process rule" in line for line in refused):
+        return refusal
+    lacks = dict.fromkeys(
+        module for line in refused for text, module in _MODULES if text in line.partition("^")[0]
+    )
+    hint = f"; the kernel may lack {', '.join(lacks)}: try modprobe on the node" if lacks else ""
+    return f"the kernel refuses the table inet {NFT_TABLE}, nothing was changed: {refusal}{hint}"
+
+
 def remove() -> str:
     """A script that removes the table; no error if there is none."""
     return f"table {TABLE} {{}}\ndelete table {TABLE}\n"
@@ -165,7 +205,7 @@ def _table(desired: Ruleset) -> str:
 
 def _declare(name: str, each: NftSet) -> str:
     return (
-        f"  set {name} {{ type {each.type}; flags interval;"
+        f'  set {name} {{ type {each.type}; flags interval; comment "{each.comment}";'
         f" elements = {{ {_commented(each.elements)} }} }}\n"
     )
 

@@ -53,6 +53,10 @@ PRIORITIES: Final = (RULE_STEER, RULE_SOURCE, RULE_LAST)
 DUMMY_ADDRESS: Final = "192.0.0.8/32 scope host"
 
 
+#: RTN_UNREACHABLE, as iproute2 shows it with -N.
+_UNREACHABLE: Final = "7"
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class Route:
     """A route of ours. An empty ``device`` is the unreachable twin."""
@@ -258,7 +262,7 @@ def parse_routes(shown: Iterable[Mapping[str, Any]], table: int, version: int) -
             destination = "0.0.0.0/0" if version == 4 else "::/0"
         elif "/" not in destination:
             destination += "/32" if version == 4 else "/128"
-        unreachable = entry.get("type") == "unreachable"
+        unreachable = str(entry.get("type")) in ("unreachable", _UNREACHABLE)
         metrics = entry.get("metrics") or [{}]
         routes.add(
             Route(

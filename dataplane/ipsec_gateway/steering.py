@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ipsec_gateway import conntrack, nftables, plan
+from ipsec_gateway import clashes, conntrack, nftables, plan
 from ipsec_gateway.classify import Network, Step, classify
 from ipsec_gateway.intent import Address, Intent, collapsed
 from ipsec_gateway.ipsec.base import PolicySpec
@@ -108,7 +108,10 @@ class Steering:
                 # Somebody else changed or removed the table: set all of it up anew.
                 self._guard = None
         if self._guard is None:
-            await run("nft", "-f", "-", script=nftables.replace(desired))
+            try:
+                await run("nft", "-f", "-", script=nftables.replace(desired))
+            except ToolError as exc:
+                raise ToolError(nftables.explained(str(exc))) from exc
         self._guard, self._basis = desired, basis
 
     async def verify_guard(self) -> bool:
@@ -125,7 +128,10 @@ class Steering:
         What is no longer wanted stays until ``prune``. Returns whether anything was added.
         """
         desired = await self._desired(intent, addresses)
-        changes = plan.routing(desired, await current())
+        actual, trouble = await _look()
+        if trouble:
+            raise ToolError("; ".join(trouble))
+        changes = plan.routing(desired, actual)
         self._stale = desired
         await _batch(changes.add)
         if self.device is not None:
@@ -143,6 +149,8 @@ class Steering:
         pairs = frozenset(intent.pairs)
         fresh = pairs - self._flushed
         if fresh:
+            shown = await run_json("nft", "-j", "list", "flowtables")
+            self._tell(clashes.of_flowtables(shown or {}))
             try:
                 count = await asyncio.to_thread(conntrack.flush, fresh)
             except ToolError as exc:
@@ -220,23 +228,30 @@ class Steering:
 
 async def current() -> Routing:
     """Routes and rules of ours that the kernel has, those of a killed predecessor included."""
+    return (await _look())[0]
+
+
+async def _look() -> tuple[Routing, list[str]]:
+    """The same, and who else uses our numbers."""
     routes: set[Route] = set()
     rules: set[Rule] = set()
+    trouble: list[str] = []
     for version in (4, 6):
-        rules |= parse_rules(
-            await run_json("ip", f"-{version}", "-N", "-j", "rule", "show"), version
-        )
+        shown = await run_json("ip", f"-{version}", "-N", "-j", "rule", "show")
+        rules |= parse_rules(shown, version)
+        trouble += clashes.of_rules(shown)
         for table in TABLES:
             try:
                 shown = await run_json(
-                    "ip", f"-{version}", "-j", "route", "show", "table", str(table)
+                    "ip", f"-{version}", "-N", "-j", "route", "show", "table", str(table)
                 )
             except ToolError as exc:
                 if "does not exist" not in str(exc):
                     raise
                 continue
-            routes |= parse_routes(shown, table, version)
-    return Routing(frozenset(routes), frozenset(rules))
+            trouble += clashes.of_routes(shown, table)
+            routes |= parse_routes((e for e in shown if not clashes.foreign(e)), table, version)
+    return Routing(frozenset(routes), frozenset(rules)), trouble
 
 
 def _untracked(intent: Intent, *, own: bool) -> list[Step]:

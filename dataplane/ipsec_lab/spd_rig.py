@@ -12,8 +12,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
-import threading
 from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
@@ -41,16 +41,14 @@ class SpdRig:
 
     def run(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Run a coroutine in a thread that has entered ``gw``; its children are in there too."""
-        result: list[T] = []
 
-        def inside() -> None:
+        def inside() -> T:
             enter_namespace(self.gw.path)
-            result.append(asyncio.run(work()))
+            return asyncio.run(work())
 
-        thread = threading.Thread(target=inside)
-        thread.start()
-        thread.join()
-        return result[0]
+        # A thread of its own: it ends with the namespace that it has entered.
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(inside).result()
 
     def apply(
         self,

@@ -16,8 +16,8 @@ import os
 import select
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -58,16 +58,14 @@ class Rig:
 
     def run(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Run a coroutine in a thread that has entered ``gw``; its children are in there too."""
-        result: list[T] = []
 
-        def inside() -> None:
+        def inside() -> T:
             enter_namespace(self.gw.path)
-            result.append(asyncio.run(work()))
+            return asyncio.run(work())
 
-        thread = threading.Thread(target=inside)
-        thread.start()
-        thread.join()
-        return result[0]
+        # A thread of its own: it ends with the namespace that it has entered.
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(inside).result()
 
     def apply(
         self, *policies: PolicySpec, live: frozenset[int] = frozenset(), settle: bool = True

@@ -13,6 +13,7 @@ import pytest
 
 from ipsec_gateway.ipsec.base import Level, PolicyAction
 from ipsec_gateway.steering import Steering, current
+from ipsec_gateway.tools import ToolError
 from ipsec_lab.netns import end_process
 from ipsec_lab.steering_rig import (
     DEVICE,
@@ -237,3 +238,16 @@ def test_forwarding_is_switched_on_and_off_again(rig: Rig) -> None:
     rig.run(rig.steering.unroute)
     rig.run(rig.steering.unguard)
     assert rig.gw.run("sysctl", "-n", *names).split() == ["0", "0", "1"]
+
+
+def test_somebody_else_in_our_table_is_refused_and_left_alone(rig: Rig) -> None:
+    rig.gw.ip("route add 10.77.0.0/16 via 192.0.2.2 table 4500 proto static")
+    with pytest.raises(
+        ToolError, match=r"10\.77\.0\.0/16 in table 4500 is of protocol 4 "
+    ):
+        rig.apply(PROTECT4)
+    routes = rig.gw.run("ip", "route", "show", "table", "4500")
+    assert routes.split() == ["10.77.0.0/16", "via", "192.0.2.2", "dev", "wan0", "proto", "static"]
+    assert not reaches(rig.lan, "10.2.0.9"), "guarded all the same"
+    rig.run(rig.steering.unroute)
+    assert "10.77.0.0/16" in rig.gw.run("ip", "route", "show", "table", "4500")
