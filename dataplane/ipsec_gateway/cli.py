@@ -23,6 +23,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Final, get_args
 
@@ -44,6 +45,20 @@ log = logging.getLogger("ipsec_gateway")
 DEVICE: Final = "kipsec0"
 
 _LACKING, _CONFLICT, _REJECTED = 3, 4, 5
+
+
+class _Network(click.ParamType[IPv4Network | IPv6Network]):
+    """A network in CIDR notation."""
+
+    name = "cidr"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> IPv4Network | IPv6Network:
+        try:
+            return ip_network(str(value))
+        except ValueError as exc:
+            self.fail(f"{exc}; write it such as 10.96.0.0/12", param, ctx)
 
 
 class _Address(click.ParamType[tuple[str, int]]):
@@ -110,6 +125,13 @@ class _Address(click.ParamType[tuple[str, int]]):
     "policies, rules and records, and end.",
 )
 @click.option(
+    "--service-cidr",
+    "services",
+    type=_Network(),
+    multiple=True,
+    help="Network of Services, which stays tracked whatever notrack says. May be repeated.",
+)
+@click.option(
     "--dry-run", is_flag=True, help="Read the folder once, say what would be done, and end."
 )
 def gateway(
@@ -121,6 +143,7 @@ def gateway(
     log_format: logs.Format,
     log_level: str,
     cleanup: bool,
+    services: tuple[IPv4Network | IPv6Network, ...],
     dry_run: bool,
 ) -> None:
     """Run tunnels for the resources in a folder.
@@ -149,7 +172,9 @@ def gateway(
     in_kernel = kernel is not None and kernel.usable
     if problem := _lacking(device=not in_kernel) or _unusable(state):
         _end(problem, _LACKING)
-    options = Options(state=state, listen=None if cleanup else listen, goodbye=cleanup)
+    options = Options(
+        state=state, listen=None if cleanup else listen, goodbye=cleanup, services=services
+    )
     make_backend: Callable[[IkeSockets], IpsecBackend] = _userspace
     if kernel is not None and in_kernel:
         make_backend = partial(_xfrm, directions=kernel.directions)

@@ -175,6 +175,8 @@ def spd_rig() -> Iterator[SpdRig]:
             "route add 10.1.0.0/24 via 192.0.2.1",
             "route add fd00:1::/64 via 2001:db8::1",
         )
+        # ARP would ask with the tested source address, which a strict filter may refuse.
+        wan.sysctl({"ipv4.conf.all.arp_announce": 2})
         # The strictest reverse path filter that a distribution may have.
         gw.sysctl({"ipv4.ip_forward": 1, "ipv6.conf.all.forwarding": 1})
         gw.sysctl({"ipv4.conf.all.rp_filter": 1, "ipv4.conf.default.rp_filter": 1})

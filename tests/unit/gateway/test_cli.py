@@ -45,6 +45,7 @@ def test_version_imports_no_command(monkeypatch, capsys) -> None:
         (["gateway", "--manifests", "/no/such/folder"], 2, "/no/such/folder"),
         (["gateway", "--manifests", "/", "--listen", "nonsense"], 2, "ADDR:PORT"),
         (["gateway", "--manifests", "/", "--listen", "127.0.0.1:99999"], 2, "ADDR:PORT"),
+        (["gateway", "--manifests", "/", "--service-cidr", "10.96.0.1/12"], 2, "10.96.0.0/12"),
         (["gateway", "--manifests", "/etc/passwd"], 2, "/etc/passwd"),
         (["gateway", "--manifests", "/", "--state", "/etc/passwd"], 2, "/etc/passwd"),
         (["gateway", "--manifests", "/", "--log-level", "loud"], 2, "loud"),
