@@ -17,7 +17,7 @@ from ipsec_lab.simnet_profile import draw
 SEEDS = 2000
 CHUNK = 50
 #: Seeds that have found something; each is rare enough to be kept.
-FOUND = (2229, 3559, 3857, 4298, 5779, 6843, 6903, 7104, 7566, 7569, 8729, 9883, 11094, 11765)
+FOUND = (2229, 3559, 3857, 4298, 5772, 5779, 6843, 6903, 7104, 7566, 7569, 8729, 9883, 11094, 11765)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -87,11 +87,13 @@ class ChildSa(Timed):
 
     ``waiting`` is the outbound SA that is not installed yet, ``switch_at`` when that is done at the
     latest unless a Delete of another child decides it; ``successor`` the child that replaces
-    this one.
+    this one. ``confirmed``: the peer has shown that it has this child too; who answers a request
+    does not know whether the answer arrives.
     """
 
     __slots__ = (
         "config",
+        "confirmed",
         "created_at",
         "hard_at",
         "local_ts",
@@ -131,6 +133,7 @@ class ChildSa(Timed):
         self.soft_at = NEVER
         self.hard_at = NEVER
         self.switch_at = NEVER
+        self.confirmed = False
         self.outbound = False
         self.waiting: SaSpec | None = None
         self.successor: ChildSa | None = None

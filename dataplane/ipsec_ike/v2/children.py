@@ -63,6 +63,7 @@ def install(sa: IkeSa, agreed: Agreed, *, outbound: bool) -> ChildSa:
         agreed.mode,
         now,
     )
+    child.confirmed = agreed.initiator
     soft = soft_limit(config.lifetime, host.rng)
     if config.lifetime.seconds:
         child.soft_at = now + soft.seconds
@@ -139,9 +140,11 @@ def activate(sa: IkeSa, child: ChildSa) -> None:
         child.outbound = True
 
 
-def confirm(sa: IkeSa, waiting: Sequence[ChildSa]) -> None:
+def confirm(sa: IkeSa, found: Sequence[ChildSa]) -> None:
     """The peer has these children."""
-    for child in waiting:
+    sa.host.touch(sa)
+    for child in found:
+        child.confirmed = True
         if child.switch_at != NEVER:
             activate(sa, child)
 

@@ -348,8 +348,9 @@ class IkeSa(Timed):
 
     def child_alive(self, child: ChildSa) -> None:
         self.heard_at = self.host.now
-        if child.switch_at != NEVER:
-            children.activate(self, child)
+        if not child.confirmed:
+            children.confirm(self, (child,))
+            self.peer.child_confirmed()
 
     def child_refused(self, child: ChildSa, why: str) -> None:
         deletes.delete_child(self, child, Reason.DATAPLANE, why)

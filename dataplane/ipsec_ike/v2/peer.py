@@ -329,6 +329,11 @@ class Peer(Timed):
             self.maintain()
         unique.settle(self)
 
+    def child_confirmed(self) -> None:
+        """A child is known to be there at the other end too: what it replaces may go."""
+        if self.doomed:
+            unique.settle(self)
+
     def child_later(self, config: ChildConfig, packet: Packet) -> None:
         """The peer is busy with something that is over soon: no failure, but not now."""
         if packet != _NO_PACKET or config.start is not Start.NOW:

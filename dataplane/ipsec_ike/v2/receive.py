@@ -12,7 +12,6 @@ from ipsec_ike.errors import IkeError, IntegrityFailure, InvalidSyntax
 from ipsec_ike.events import Reason
 from ipsec_ike.inputs import Datagram
 from ipsec_ike.numbers import ExchangeType, NotifyType, PayloadType
-from ipsec_ike.sa.timers import NEVER
 from ipsec_ike.v2 import auth, children, create, informational, protected, unique
 from ipsec_ike.v2.deletes import Discard
 from ipsec_ike.v2.exchange import error_in
@@ -90,10 +89,10 @@ def _request(sa: IkeSa, header: Header, datagram: Datagram) -> None:
         if payloads is None:
             return
         _heard(sa, datagram, authenticating=authenticating)
-        waiting = [child for child in sa.children if child.switch_at != NEVER]
+        unconfirmed = [child for child in sa.children if not child.confirmed]
         answer = handler(sa, payloads)
         # The peer has seen our last answer, and uses what that created if it does not delete it.
-        children.confirm(sa, waiting)
+        children.confirm(sa, unconfirmed)
     except IkeError as exc:
         host.counters[f"refused_{exc.notify.name.lower()}"] += 1
         answer = [as_notify(exc)]

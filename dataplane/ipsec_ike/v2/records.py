@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from ipsec_ike.v2.negotiate import Offer
 
 #: Of the form of the records. A reader of another version takes none of them.
-VERSION: Final = 1
+VERSION: Final = 2
 
 #: Exchanges without anything of their own.
 BARE: Final = {
@@ -253,6 +253,7 @@ def _child(host: Host, child: ChildSa, config: PeerConfig) -> list[Any]:
         child.state.value,
         FOUR_TIMES.pack(child.created_at, child.soft_at, child.hard_at, child.switch_at).hex(),
         child.outbound,
+        child.confirmed,
         None if child.waiting is None else dump(child.waiting),
         None if heir is None else reference(host, heir, config),
     ]

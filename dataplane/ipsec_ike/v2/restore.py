@@ -139,9 +139,8 @@ class Loader:
 
     def child(self, sa: IkeSa, plain: Sequence[Any]) -> ChildSa:
         """One child, without its successor."""
-        config, protocol, suite, spi_in, spi_out, ts, mode, state, times, outbound, waiting, _ = (
-            plain
-        )
+        config, protocol, suite, spi_in, spi_out, ts, mode, state, times, *rest = plain
+        outbound, confirmed, waiting, _ = rest
         own = _child_config(sa.peer.config, config)
         child = ChildSa(
             sa,
@@ -157,6 +156,7 @@ class Loader:
             bytes.fromhex(times)
         )
         child.outbound = bool(outbound)
+        child.confirmed = bool(confirmed)
         child.waiting = None if waiting is None else load(SaSpec, waiting)
         return child
 

@@ -121,7 +121,7 @@ def settle(peer: Peer) -> None:
             child.config.name
             for sa in survivors
             for child in sa.children
-            if child.state in LIVE and child.outbound
+            if child.state in LIVE and child.outbound and child.confirmed
         }
         safe = all(child.config.name in heirs for child in old.children if child.state in LIVE)
         if survivors and safe:

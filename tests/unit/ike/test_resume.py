@@ -282,7 +282,7 @@ def test_what_is_gone_has_no_record(lives: Lives) -> None:
 @pytest.mark.parametrize(
     "damage",
     [
-        lambda sa: sa.update(version=2),
+        lambda sa: sa.update(version=records.VERSION + 1),
         lambda sa: sa.pop("keys"),
         lambda sa: sa.update(suite="1/20/128"),
         lambda sa: sa.update(times="00"),
