@@ -41,7 +41,7 @@ _ESP: Final = "kernel/net/ipv4/esp4.ko"
 #: Programs that the tests start again and again: the guest keeps them in memory.
 _HOT: Final = (
     "ip nft nsenter setpriv sysctl ping unshare sh mount ss swanctl iptables-nft iptables-legacy "
-    "conntrack iperf3"
+    "conntrack iperf3 modprobe"
 )
 _HOT_FOLDERS: Final = ("/usr/lib/ipsec", "/usr/lib/ipsec/plugins")
 _MEMORY: Final = "2G"
@@ -229,6 +229,8 @@ def _hot_files() -> list[str]:
             found |= {str(each.resolve()) for each in folder.iterdir() if each.is_file()}
     listing = run("ldd", *sorted(found), check=False)
     libraries = re.findall(r"(/\S+) \(0x", listing)
+    # The kernel has modprobe look for every algorithm that it is asked for and has not.
+    found |= {str(each.resolve()) for each in (_MODULES / (kernel() or "")).glob("modules.*.bin")}
     return sorted(found | {str(Path(each).resolve()) for each in libraries})
 
 
