@@ -125,6 +125,14 @@ class Way:
     device: str
     via: str = ""
 
+    def hop(self, destination: Network) -> str:
+        """The next hop in a route to ``destination``: none if it is of the other IP version.
+
+        Such a route is for the look-up that finds the policy; who is next is then asked again, for
+        the outer address.
+        """
+        return self.via if (":" in self.via) == (destination.version == 6) else ""
+
 
 @dataclass(frozen=True, slots=True)
 class Routing:
@@ -195,24 +203,24 @@ def kernel_routing(
         if way is None or not remote.prefixlen:
             continue
         mtu = (mtus or {}).get(remote, 0)
-        routes.add(Route(TABLE, str(remote), way.device, "", mtu, way.via))
+        routes.add(Route(TABLE, str(remote), way.device, "", mtu, way.hop(remote)))
         rules.add(Rule(remote.version, RULE_LAST))
         if hint or mtu:
-            routes.add(Route(TABLE_SOURCE, str(remote), way.device, hint, mtu, way.via))
+            routes.add(Route(TABLE_SOURCE, str(remote), way.device, hint, mtu, way.hop(remote)))
             rules.add(Rule(remote.version, RULE_SOURCE))
     # The other side's own network may be ours too: marked packets must not take the way to ours.
     translated = tuple(translations)
     for remote in {t.wire_remote for t in translated}:
         way = ways.get(remote)
         if way is not None and remote.prefixlen:
-            routes.add(Route(TABLE, str(remote), way.device, "", 0, way.via))
+            routes.add(Route(TABLE, str(remote), way.device, "", 0, way.hop(remote)))
             rules |= {Rule(remote.version, RULE_STEER), Rule(remote.version, RULE_LAST)}
     ends = {t.remote: t.wire_remote for t in translated}
     seen = _hints(((t.local, t.remote) for t in translated), addresses)
     for remote, hint in seen.items():
         way = ways.get(ends[remote])
         if way is not None and hint and remote.prefixlen:
-            routes.add(Route(TABLE_SOURCE, str(remote), way.device, hint, 0, way.via))
+            routes.add(Route(TABLE_SOURCE, str(remote), way.device, hint, 0, way.hop(remote)))
             rules.add(Rule(remote.version, RULE_SOURCE))
     return Routing(frozenset(routes), frozenset(rules))
 

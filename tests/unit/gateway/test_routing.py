@@ -4,10 +4,21 @@ from __future__ import annotations
 
 from ipaddress import ip_address, ip_network
 
+import pytest
+
 from ipsec_gateway import plan
 from ipsec_gateway.ipsec.base import PolicyAction, PolicyDirection, PolicyId, PolicySpec
 from ipsec_gateway.marks import RULE_LAST, RULE_SOURCE, RULE_STEER, TABLE, TABLE_SOURCE
-from ipsec_gateway.routing import Route, Routing, Rule, parse_routes, parse_rules, routing
+from ipsec_gateway.routing import (
+    Route,
+    Routing,
+    Rule,
+    Way,
+    kernel_routing,
+    parse_routes,
+    parse_rules,
+    routing,
+)
 from ipsec_ike.selectors import TrafficSelector
 
 LOCAL, REMOTE = ip_network("10.1.0.0/16"), ip_network("10.2.0.0/16")
@@ -117,3 +128,21 @@ def test_policies_differ_by_what_changed() -> None:
     assert [s.priority for s in changes.put] == [4, 5]
     assert changes.delete == (gone.id,)
     assert not plan.policies(actual.values(), actual)
+
+
+@pytest.mark.parametrize(
+    ("remote", "via", "hop"),
+    [
+        ("10.2.0.0/24", "192.0.2.254", "192.0.2.254"),
+        ("fd00:2::/64", "2001:db8::fe", "2001:db8::fe"),
+        # Tunnels of one IP version in the other: the kernel refuses such a next hop for IPv6.
+        ("fd00:2::/64", "192.0.2.254", ""),
+        ("10.2.0.0/24", "2001:db8::fe", ""),
+        ("10.2.0.0/24", "", ""),
+    ],
+)
+def test_a_next_hop_is_of_the_same_ip_version(remote: str, via: str, hop: str) -> None:
+    network = ip_network(remote)
+    local = ip_network("10.1.0.0/24" if network.version == 4 else "fd00:1::/64")
+    found = kernel_routing([(local, network)], ways={network: Way("wan0", via)})
+    assert {(route.device, route.via) for route in found.routes} == {("wan0", hop)}
