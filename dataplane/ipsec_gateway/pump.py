@@ -130,7 +130,7 @@ class Pump:
             case Mapping():
                 self.engine.mapping(event, now)
             case SaFailed():
-                log.error("data plane: SA %08x: %s", event.spi, event.reason)
+                log.error("data plane: SA %08x: %s", event.id.spi, event.reason)
                 self.engine.sa_failed(event, now)
             case UnknownSpi():
                 self.engine.unknown_spi(event, now)
@@ -222,7 +222,7 @@ class Pump:
                     raise TypeError(f"no such action: {type(action).__name__}")
         except DataplaneError as exc:
             if isinstance(action, AddSa):
-                failed = SaFailed(action.spec.id.spi, str(exc))
+                failed = SaFailed(action.spec.id, str(exc))
                 self.engine.sa_failed(failed, self._loop.time())
             if self.backend is not None:
                 log.error("data plane: %s", exc)

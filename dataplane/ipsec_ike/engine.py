@@ -23,7 +23,6 @@ from ipsec_ike.events import Reason
 from ipsec_ike.inputs import Acquire, Datagram, Expire, InheritedSa, SaFailed, UnknownSpi
 from ipsec_ike.inputs import Mapping as NatMapping
 from ipsec_ike.numbers import ExchangeType, NotifyType
-from ipsec_ike.sa.child_sa import ChildSa
 from ipsec_ike.sa.info import ChildSaInfo, IkeSaInfo, Resumed
 from ipsec_ike.sa.nat import encapsulated
 from ipsec_ike.v2 import init, init_respond, receive, report, resume
@@ -245,11 +244,11 @@ class Engine:
         """An SA reached a limit of bytes, packets or time."""
         host = self.host
         host.now = now
-        for child in self._find(expire.spi):
-            if not expire.hard:
-                child.owner.child_soft(child)
-            elif len(self._find(expire.spi)) == 1:
+        for child in host.find(expire.id):
+            if expire.hard:
                 child.owner.child_hard(child)
+            else:
+                child.owner.child_soft(child)
 
     def mapping(self, mapping: NatMapping, now: float) -> None:
         """ESP of a peer behind NAT comes from elsewhere."""
@@ -261,7 +260,7 @@ class Engine:
     def sa_failed(self, failed: SaFailed, now: float) -> None:
         """The data plane could not install an SA: the child is deleted, and tried again later."""
         self.host.now = now
-        for child in self._find(failed.spi):
+        for child in self.host.find(failed.id):
             child.owner.child_refused(child, failed.reason)
 
     def unknown_spi(self, unknown: UnknownSpi, now: float) -> None:
@@ -282,7 +281,3 @@ class Engine:
         child = self.host.children.get(spi)
         if child is not None:
             child.owner.child_alive(child)
-
-    def _find(self, spi: int) -> tuple[ChildSa, ...]:
-        child = self.host.children.get(spi)
-        return (child,) if child is not None else self.host.outbound.get(spi, ())

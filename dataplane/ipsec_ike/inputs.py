@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ipsec_ike.selectors import TrafficSelector
+
+if TYPE_CHECKING:
+    from ipsec_ike.actions import SaId
 
 
 class Endpoint(NamedTuple):
@@ -62,9 +65,9 @@ class Acquire:
 
 @dataclass(frozen=True, slots=True)
 class Expire:
-    """The data plane counted an SA to its limit. ``spi`` is of the inbound or outbound SA."""
+    """The data plane counted an SA to its limit. ``id`` is the one it was added under."""
 
-    spi: int
+    id: SaId
     hard: bool
 
 
@@ -80,7 +83,7 @@ class Mapping:
 class SaFailed:
     """An AddSa action could not be carried out. ``reason`` is for the log and the status."""
 
-    spi: int
+    id: SaId
     reason: str
 
 

@@ -59,7 +59,7 @@ def soft_expire(world: World, node: Node) -> str:
     spi = _spi(world, node)
     if spi is None:
         return "(none)"
-    node.engine.expire(Expire(spi, hard=False), node.now)
+    node.engine.expire(Expire(node.dataplane.inbound[spi].id, hard=False), node.now)
     return f"{spi:08x}"
 
 
@@ -68,7 +68,7 @@ def hard_expire(world: World, node: Node) -> str:
     if spi is None:
         return "(none)"
     world.release()
-    node.engine.expire(Expire(spi, hard=True), node.now)
+    node.engine.expire(Expire(node.dataplane.inbound[spi].id, hard=True), node.now)
     return f"{spi:08x}"
 
 

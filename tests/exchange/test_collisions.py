@@ -64,8 +64,8 @@ def rekey_ike(pair: Pair, name: str) -> None:
 
 def delete_child(pair: Pair, name: str) -> None:
     """The hard limit of the only child."""
-    spi_in = spi(pair, name)
-    pair.tell(name, lambda engine, now: engine.expire(Expire(spi_in, hard=True), now))
+    sa = pair.nodes[name].dataplane.inbound[spi(pair, name)].id
+    pair.tell(name, lambda engine, now: engine.expire(Expire(sa, hard=True), now))
 
 
 def terminate(pair: Pair, name: str) -> None:

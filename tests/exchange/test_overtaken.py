@@ -122,8 +122,8 @@ def test_reconfigured_while_a_child_waits_to_be_asked_for() -> None:
     pair.start()
     pair.flow()
     # SK { D } --x    the new child waits for the answer to this
-    spi = newest(pair, LEFT)
-    pair.tell(LEFT, lambda engine, now: engine.expire(Expire(spi, hard=True), now))
+    sa = pair.left.dataplane.inbound[newest(pair, LEFT)].id
+    pair.tell(LEFT, lambda engine, now: engine.expire(Expire(sa, hard=True), now))
     pair.drops(LEFT, INFO)
     _lifetime(pair, 600.0)
     pair.left.configure(pair.left.config)

@@ -255,7 +255,7 @@ def test_limits_are_counted_by_the_kernel(play: Callable[..., None]) -> None:
             await a.ping("10.2.0.1", "-W", "1")
         while not (event := await next_event(a, Expire)).hard:
             pass
-        assert event.spi in (0x1000, 0x1001)
+        assert event.id.spi in (0x1000, 0x1001)
 
     play(body)
 
@@ -264,7 +264,7 @@ def test_limits_of_octets_and_seconds(play: Callable[..., None]) -> None:
     async def body(a: End, b: End) -> None:
         out, _ = pair(0x3000, soft=Lifetime(seconds=1), hard=Lifetime(seconds=600))
         await a.backend.add_sa(out)
-        assert await next_event(a, Expire) == Expire(0x3000, hard=False)
+        assert await next_event(a, Expire) == Expire(out.id, hard=False)
         await a.backend.delete_sa(out.id)
         await connect(a, b, soft=Lifetime(bytes=100), hard=Lifetime(bytes=100_000))
         for _ in range(2):

@@ -244,10 +244,10 @@ def test_limits_are_reported(esp_pair):
     pair.add(1, soft=Lifetime(packets=4), hard=Lifetime(packets=8))
     pair.delete(0)
     ping(pair.topology.lan_a, pair.topology.b.host(), count=10, wait=0.2)
-    spi = pair.spec("a", Direction.OUT).id.spi
-    pair.a.wait_for(lambda e: e == Expire(spi, hard=False))
-    pair.a.wait_for(lambda e: e == Expire(spi, hard=True))
-    pair.b.wait_for(lambda e: e == Expire(spi, hard=True))
+    sending, receiving = pair.spec("a", Direction.OUT).id, pair.spec("b", Direction.IN).id
+    pair.a.wait_for(lambda e: e == Expire(sending, hard=False))
+    pair.a.wait_for(lambda e: e == Expire(sending, hard=True))
+    pair.b.wait_for(lambda e: e == Expire(receiving, hard=True))
     assert drops(pair.a)["out_expired"] == 2
 
 

@@ -139,13 +139,13 @@ class _Sa:
         """Ask for a rekey, once."""
         if not self._soft_sent:
             self._soft_sent = True
-            self._emit(Expire(self.spi, hard=False))
+            self._emit(Expire(self.spec.id, hard=False))
 
     def expire(self) -> None:
         """Carry nothing from now on, and say so, once."""
         if not self.expired:
             self.expired = True
-            self._emit(Expire(self.spi, hard=True))
+            self._emit(Expire(self.spec.id, hard=True))
 
 
 class OutboundSa(_Sa):

@@ -340,7 +340,7 @@ class UserspaceBackend:
         """``add_sa`` looks at everything that could be wrong, so this should not happen."""
         if self._sas.pop(refused.id, None) is not None:
             heapq.heappush(self._free, self._slots.pop(refused.id))
-            self._queue.put_nowait(SaFailed(refused.id.spi, refused.error))
+            self._queue.put_nowait(SaFailed(refused.id, refused.error))
 
     def _on_restart(self, reason: str) -> None:
         log.warning("%s and was replaced", reason)

@@ -279,7 +279,7 @@ class XfrmBackend:
                 if sa is not None:
                     if hard:
                         self._forget(sa)
-                    self._queue.put_nowait(Expire(sa.spi, hard))
+                    self._queue.put_nowait(Expire(sa, hard))
             case MappingReport(spi, destination, _, source, port):
                 if raw_key((IP_PROTOCOL[Protocol.ESP], spi, destination)) in self._ids:
                     self._queue.put_nowait(NatMapping(spi, Endpoint(source, port)))
@@ -302,10 +302,10 @@ class XfrmBackend:
             if sa is not None:
                 alive.add(sa)
                 if state.is_soft(now):
-                    self._queue.put_nowait(Expire(sa.spi, hard=False))
+                    self._queue.put_nowait(Expire(sa, hard=False))
         for sa in self._sas.keys() - alive:
             self._forget(sa)
-            self._queue.put_nowait(Expire(sa.spi, hard=True))
+            self._queue.put_nowait(Expire(sa, hard=True))
 
     # Bookkeeping.
 

@@ -60,6 +60,10 @@ class Owner(Protocol):
     def up(self) -> bool:
         """Authenticated, and the one that carries its children."""
 
+    @property
+    def remote(self) -> Endpoint:
+        """Where the peer is."""
+
     def child_soft(self, child: ChildSa) -> None:
         """It is time to rekey."""
 

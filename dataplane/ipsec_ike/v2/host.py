@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, cast
 
-from ipsec_ike.actions import AddSa, DeleteSa, SendDatagram, UpdateSa
+from ipsec_ike.actions import AddSa, DeleteSa, Direction, SaId, SendDatagram, UpdateSa
 from ipsec_ike.config import Limits
 from ipsec_ike.events import Event
 from ipsec_ike.sa.child_sa import ChildSa, Owner
@@ -78,10 +78,8 @@ class Host:
         """Append to the ordered list that the shell works through."""
         self.actions.append(action)
         if self.recorder is not None and isinstance(action, AddSa | UpdateSa | DeleteSa):
-            sa_id = action.spec.id if isinstance(action, AddSa) else action.id
-            child = self.children.get(sa_id.spi)
-            for each in (child,) if child is not None else self.outbound.get(sa_id.spi, ()):
-                self.touch(each.owner)
+            for child in self.find(action.spec.id if isinstance(action, AddSa) else action.id):
+                self.touch(child.owner)
 
     def touch(self, sa: IkeSa | Owner) -> None:
         """What ``sa`` needs to go on has changed, or the peer is about to see that it has."""
@@ -132,6 +130,17 @@ class Host:
             self.outbound[child.spi_out] = left
         else:
             self.outbound.pop(child.spi_out, None)
+
+    def find(self, sa_id: SaId) -> tuple[ChildSa, ...]:
+        """Whose SA that is. The data plane may know an outbound one by a destination from which
+        the peer has moved: then all with its SPI, which is nearly always one."""
+        if sa_id.direction is Direction.IN:
+            child = self.children.get(sa_id.spi)
+            return () if child is None else (child,)
+        found = self.outbound.get(sa_id.spi, ())
+        if len(found) < 2:
+            return found
+        return tuple(c for c in found if c.outbound_id(c.owner.remote) == sa_id) or found
 
     def peer(self, name: str) -> Peer | None:
         """The peer of that configured name."""

@@ -457,7 +457,8 @@ def test_limits_end_an_sa(wire: Wire) -> None:
     wire.into.drain_udp(wire.sock_b)
     wire.inject(esp(udp4(), 13))
     wire.into.drain_udp(wire.sock_b)
-    assert wire.reported == [Expire(0x1000, hard=False), Expire(0x1000, hard=True)]
+    sa = wire.spec(direction=Direction.IN).id
+    assert wire.reported == [Expire(sa, hard=False), Expire(sa, hard=True)]
     assert wire.drops() == {Drop.EXPIRED: 1}
 
 

@@ -175,7 +175,7 @@ def test_the_last_number_without_esn(state: SharedState) -> None:
         sa.take(1)
     with pytest.raises(Exhausted):
         sa.take(1)
-    assert events == [Expire(0x1000, hard=False), Expire(0x1000, hard=True)]
+    assert events == [Expire(sa.spec.id, hard=False), Expire(sa.spec.id, hard=True)]
     assert state.words[state.base(0) + Word.MARK] == 2**32 - 1
 
 

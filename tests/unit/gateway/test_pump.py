@@ -133,7 +133,7 @@ def test_what_the_data_plane_refuses_goes_back_to_the_engine() -> None:
             await rig.pump.settled()
             ((name, failed),) = rig.engine.told
             assert name == "sa_failed"
-            assert failed.spi == 7
+            assert failed.id == spec(7).id
             assert failed.reason
             assert rig.done[-1] == (b"after", 0)
 
@@ -180,9 +180,10 @@ def test_one_timer_for_the_next_deadline() -> None:
 def test_events_of_the_data_plane_become_inputs() -> None:
     async def work() -> None:
         rig = Rig(RecordingBackend())
-        for event in (Acquire(7), Expire(8, hard=True)):
+        limit = Expire(spec(8).id, hard=True)
+        for event in (Acquire(7), limit):
             rig.pump.report(event)
-        assert rig.engine.told == [("acquire", Acquire(7)), ("expire", Expire(8, hard=True))]
+        assert rig.engine.told == [("acquire", Acquire(7)), ("expire", limit)]
         rig.pump.report(IkeFromDataplane(b"\0\0\0\0x", HERE, THERE))
         assert rig.done == [(b"\0\0\0\0x", HERE, THERE)]
         rig.pump.receive(Datagram(b"", HERE, THERE))

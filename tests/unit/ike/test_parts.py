@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 
-from ipsec_ike.config import Lifetime, Retransmission
+from ipsec_ike.actions import Direction, SaId
+from ipsec_ike.config import Lifetime, Limits, Retransmission
 from ipsec_ike.inputs import Endpoint
+from ipsec_ike.numbers import Protocol
 from ipsec_ike.sa.cookie import Cookies
 from ipsec_ike.sa.lifetimes import soft_limit
 from ipsec_ike.sa.rate import RateLimit
 from ipsec_ike.sa.timers import NEVER, Timed, Timers
+from ipsec_ike.v2.host import Host
+from ipsec_ike.v2.peers import Peers
 from ipsec_ike.v2.window import Place, Window
 
 HERE = Endpoint("192.0.2.1", 500)
@@ -152,3 +157,31 @@ class TestWindow:
         window.sent((b"request",), 0.0, pace)
         assert window.retry(5000.0, pace)
         assert window.deadline > 5000.0
+
+
+class TestWhoseSaIsIt:
+    """Peers choose our outbound SPIs, and several may choose alike."""
+
+    class Child:
+        """As much of one as the tables need."""
+
+        def __init__(self, spi_in: int, address: str) -> None:
+            self.spi_in, self.spi_out, self.owner = spi_in, 0x1000, self
+            self.remote = Endpoint(address, 500)
+
+        def outbound_id(self, remote: Endpoint) -> SaId:
+            return SaId(Direction.OUT, Protocol.ESP, self.spi_out, remote.address)
+
+    def test_the_destination_tells_peers_apart(self) -> None:
+        host = Host(random.Random(1).randbytes, Limits(), Peers())
+        one: Any = self.Child(0x2000, "192.0.2.1")
+        other: Any = self.Child(0x2001, "192.0.2.2")
+        for child in (one, other):
+            host.register_child(child)
+        assert host.find(one.outbound_id(one.remote)) == (one,)
+        assert host.find(other.outbound_id(other.remote)) == (other,)
+        # It may be either: one of them has just moved away from there.
+        assert host.find(one.outbound_id(Endpoint("192.0.2.3", 500))) == (one, other)
+        assert host.find(SaId(Direction.IN, Protocol.ESP, 0x2001, "192.0.2.9")) == (other,)
+        assert host.find(SaId(Direction.IN, Protocol.ESP, 0x1000, "192.0.2.1")) == ()
+        assert host.find(SaId(Direction.OUT, Protocol.ESP, 0x2000, "192.0.2.1")) == ()
