@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from ipsec_gateway.ipsec import linux
 from ipsec_gateway.ipsec.base import (
     DataplaneError,
     Level,
@@ -286,3 +287,26 @@ def test_a_refused_sa_is_told_with_what_the_kernel_lacks(play: Callable[..., Non
             await a.backend.add_sa(out)
 
     play(body)
+
+
+def test_dropped_events_are_made_up_for(
+    play: Callable[..., None], caplog: pytest.LogCaptureFixture
+) -> None:
+    async def body(a: End, b: End) -> None:
+        # In transport mode every destination asks for an SA of its own.
+        await a.backend.put_policies(policies(mode=Mode.TRANSPORT), ())
+        events = a.backend._events
+        assert events is not None
+        events._sock.setsockopt(socket.SOL_SOCKET, linux.SO_RCVBUFFORCE, 2048)
+        with inside(a.namespace):
+            sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        for last in range(1, 100):
+            sock.sendto(b"x", (f"10.2.0.{last}", 9))
+        sock.close()
+        # What the kernel could not tell it asks again with the next packet. What it has asked is
+        # in the dump, which does not say which packet it was.
+        while (await next_event(a, Acquire)) != Acquire(REQID):
+            pass
+
+    play(body)
+    assert "the kernel dropped events" in caplog.text
