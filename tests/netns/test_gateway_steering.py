@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -214,6 +215,19 @@ def test_the_same_again_changes_nothing_and_removal_leaves_nothing(rig: Rig) -> 
     assert not routes.rules
 
 
+def test_the_listing_names_whose_each_pair_is(rig: Rig) -> None:
+    one = replace(PROTECT4, name="default/" + "a" * 63)
+    two = replace(spec("10.1.0.0/16", "10.4.0.0/16"), name="n" * 63 + "/" + "b" * 253)
+    rig.apply(one, two)
+    listing = rig.gw.run("nft", "list", "table", "inet", "kube_ipsec")
+    assert f'10.1.0.0/16 . 10.2.0.0/16 comment "{one.name}"' in listing
+    assert f'10.1.0.0/16 . 10.4.0.0/16 comment "{two.name[:127]}"' in listing, "as long as fits"
+    rig.apply(one)
+    listing = rig.gw.run("nft", "list", "table", "inet", "kube_ipsec")
+    assert one.name in listing
+    assert "10.4.0.0/16" not in listing
+
+
 def test_counters_survive_a_change_of_policies(rig: Rig) -> None:
     rig.apply(PROTECT4)
     assert not reaches(rig.wan, "10.1.0.2", "-I", "10.2.0.9")
@@ -242,9 +256,7 @@ def test_forwarding_is_switched_on_and_off_again(rig: Rig) -> None:
 
 def test_somebody_else_in_our_table_is_refused_and_left_alone(rig: Rig) -> None:
     rig.gw.ip("route add 10.77.0.0/16 via 192.0.2.2 table 4500 proto static")
-    with pytest.raises(
-        ToolError, match=r"10\.77\.0\.0/16 in table 4500 is of protocol 4 "
-    ):
+    with pytest.raises(ToolError, match=r"10\.77\.0\.0/16 in table 4500 is of protocol 4 "):
         rig.apply(PROTECT4)
     routes = rig.gw.run("ip", "route", "show", "table", "4500")
     assert routes.split() == ["10.77.0.0/16", "via", "192.0.2.2", "dev", "wan0", "proto", "static"]
