@@ -178,6 +178,8 @@ class Limits:
     payloads: int = 64
     #: Fragments of one message.
     fragments: int = 64
+    #: IKE SAs of one remote identity, those included that only wait to be forgotten; at least 4.
+    ike_sas_per_identity: int = 16
     #: CHILD_SAs of one IKE SA.
     children: int = 256
     #: Seconds for which a COOKIE secret signs new cookies; it verifies twice as long.

@@ -18,7 +18,7 @@ from ipsec_ike.sa.lifetimes import share
 from ipsec_ike.sa.nat import IKE_PORT, NATT_PORT
 from ipsec_ike.sa.timers import NEVER, Timed
 from ipsec_ike.secret import Secret
-from ipsec_ike.v2 import children, init, revise, unique
+from ipsec_ike.v2 import children, crowd, init, revise, unique
 from ipsec_ike.v2.create_child import CreateChild, Packet
 from ipsec_ike.v2.ike_sa import IkeSa
 from ipsec_ike.v2.init import Handshake
@@ -65,6 +65,7 @@ class Peer(Timed):
         "doomed",
         "held",
         "host",
+        "leaving",
         "old_secret",
         "sas",
         "wake_at",
@@ -77,7 +78,9 @@ class Peer(Timed):
         self.config = config
         #: All IKE SAs but those that are being deleted, in the order of their creation.
         self.sas: dict[IkeSa, None] = {}
-        self.by_identity: dict[Identity, tuple[IkeSa, ...]] = {}
+        self.by_identity = crowd.ByIdentity()
+        #: Those that were authenticated and are over, but still answer what is repeated.
+        self.leaving = crowd.ByIdentity()
         #: IKE SAs that go when others have their children.
         self.doomed: set[IkeSa] = set()
         self.backoff = Backoff()
@@ -105,24 +108,22 @@ class Peer(Timed):
 
     def remember(self, sa: IkeSa) -> None:
         """It is authenticated: it can be found by the peer's identity."""
-        assert sa.remote_id is not None
-        self.by_identity[sa.remote_id] = (*self.by_identity.get(sa.remote_id, ()), sa)
+        self.by_identity.add(sa)
+        self.leaving.discard(sa)
         self.backoff = Backoff()
 
     def known(self, remote_id: Identity) -> tuple[IkeSa, ...]:
         """The IKE SAs of that identity."""
-        return self.by_identity.get(remote_id, ())
+        return self.by_identity.of(remote_id)
 
     def forget(self, sa: IkeSa) -> None:
-        """It does not count any more."""
+        """It does not count any more, but for the memory that it takes while it can be found."""
         self.sas.pop(sa, None)
         self.doomed.discard(sa)
-        if sa.remote_id is not None:
-            left = tuple(s for s in self.known(sa.remote_id) if s is not sa)
-            if left:
-                self.by_identity[sa.remote_id] = left
-            else:
-                self.by_identity.pop(sa.remote_id, None)
+        self.by_identity.discard(sa)
+        self.leaving.discard(sa)
+        if sa.remote_id is not None and self.host.sas.get(sa.our_spi) is sa:
+            self.leaving.add(sa)
 
     def replaced(self, old: IkeSa, new: IkeSa) -> None:
         """Rekeyed: ``new`` stands where ``old`` stood, which only waits to be deleted."""
@@ -131,6 +132,7 @@ class Peer(Timed):
         if new.doomed_at != NEVER:
             self.doomed.add(new)
         self.remember(new)
+        crowd.thin(new, keep=old)
 
     def has_other(self, sa: IkeSa) -> bool:
         """Whether the traffic of ``sa`` has somewhere else to go."""

@@ -276,6 +276,8 @@ class Loader:
                 sa.peer.remember(sa)
                 if sa.doomed_at != NEVER:
                     sa.peer.doomed.add(sa)
+            elif sa.state not in LIVE:
+                sa.peer.forget(sa)
         return sas
 
 

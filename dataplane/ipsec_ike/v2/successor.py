@@ -96,5 +96,6 @@ def used(sa: IkeSa) -> None:
 def expect_delete(loser: IkeSa) -> None:
     """The peer created it in vain and has to delete it; if it does not, we do."""
     loser.hard_at = min(loser.hard_at, loser.host.now + PATIENCE)
+    loser.peer.forget(loser)
     loser.host.timers.arm(loser)
     loser.host.touch(loser)

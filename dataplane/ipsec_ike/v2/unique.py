@@ -19,6 +19,7 @@ from ipsec_ike.events import Reason
 from ipsec_ike.numbers import ExchangeType
 from ipsec_ike.sa.child_sa import LIVE
 from ipsec_ike.sa.timers import NEVER
+from ipsec_ike.v2 import crowd
 from ipsec_ike.v2.deletes import Confirm
 from ipsec_ike.v2.states import State
 
@@ -60,6 +61,7 @@ def established(sa: IkeSa) -> None:
                 survivor.enqueue(Confirm())
     if not sa.initiator:
         _abandon_attempts(sa)
+    crowd.thin(sa, keep=sa)
 
 
 def _replaces(sa: IkeSa, other: IkeSa) -> bool:

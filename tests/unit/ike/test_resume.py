@@ -474,3 +474,15 @@ def test_plain_forms(kit) -> None:
         plain.dump(object())
     identity = IdentityConfig(name="x", psk=Secret(PSK))
     assert plain.load(IdentityConfig, plain.dump(identity)) == identity
+
+
+def test_what_lingers_counts_in_the_next_life_too(lives: Lives) -> None:
+    pair = lives.pair.up()
+    pair.left.engine.rekey_ike("right", pair.now)
+    pair.run()
+    lives.resume("right")
+    host = pair.right.engine.host
+    (peer,) = host.peers.by_name.values()
+    old, new = host.sas.values()
+    assert peer.known(new.remote_id) == (new,)
+    assert peer.leaving.of(new.remote_id) == (old,)
