@@ -168,6 +168,10 @@ def _flags(spec: SaSpec, outbound: bool, how: Treatment) -> int:
         flags |= StateFlag.AF_UNSPEC
     if spec.esn:
         flags |= StateFlag.ESN
+    if spec.id.protocol == Protocol.AH and ":" not in spec.source.address:
+        # The header of AH is padded to 32 bits over IPv4 (RFC 4302 3.3.3.2.1); without this flag
+        # Linux pads it to 64 as over IPv6, and an ICV of 128 bits is where nobody expects it.
+        flags |= StateFlag.ALIGN4
     if not how.ecn:
         flags |= StateFlag.NOECN
     if outbound:

@@ -66,6 +66,21 @@ def test_the_direction_can_be_told_again(spec: SaSpec) -> None:
     assert (Attr.SET_MARK in values) is (spec.id.direction is Direction.OUT)
 
 
+@pytest.mark.parametrize(
+    ("spec", "aligned"),
+    [
+        (out(protocol=Protocol.AH, suite=CBC), True),
+        (inward(protocol=Protocol.AH, suite=CBC), True),
+        (out(protocol=Protocol.AH, suite=CBC, ends=OUTER6), False),
+        (out(), False),
+    ],
+)
+def test_ah_is_padded_as_others_expect_it(spec: SaSpec, aligned: bool) -> None:
+    """RFC 4302 3.3.3.2.1: to 32 bits over IPv4, to 64 over IPv6."""
+    state, _ = decoded(add_state(spec, Treatment()))
+    assert bool(state.flags & StateFlag.ALIGN4) is aligned
+
+
 def test_outer_headers() -> None:
     plain, _ = decoded(add_state(out(), Treatment()))
     assert plain.flags == StateFlag.AF_UNSPEC
