@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ipsec_ike.config import Lifetime
-from ipsec_ike.events import ChildSaDown, ChildSaUp, IkeSaDown, PeerMoved
+from ipsec_ike.events import ChildSaDown, ChildSaRekeyed, ChildSaUp, IkeSaDown, PeerMoved
 from ipsec_ike.inputs import Expire
 from ipsec_ike.numbers import ExchangeType, NotifyType
 from ipsec_lab.simnet_check import same_ike_sas, twins
@@ -182,3 +182,50 @@ def test_fragments_repeated_from_another_port() -> None:
 def _lifetime(pair: Pair, seconds: float) -> None:
     life = Lifetime(seconds=seconds, margin=0.1, jitter=0.0)
     pair.change_children(LEFT, lifetime=life)
+
+
+def _deleted_before_the_answer(seed: int) -> tuple[Pair, Packet] | None:
+    """Both create net1. Left's exchange was in vain, which it knows first: its Delete arrives at
+    right before the answer that brings the child that stays. None: it is right's with this seed."""
+    pair = Pair(calm(seed=seed, children=2, both_initiate=True, on_traffic=True))
+    pair.start()
+    pair.left.ping("net0")
+    pair.flow()
+    pair.sleep(5.0)  # right leaves the first seconds to the initiator
+    for node in (pair.left, pair.right):
+        node.ping("net1")
+    # SK { SA, ... } -->    <-- SK { SA, ... }    <-- SK { SA, ... }    and left's answer is kept
+    pair.passes(LEFT, CREATE)
+    pair.passes(RIGHT, CREATE)
+    answer = pair.take(LEFT, CREATE)
+    pair.passes(RIGHT, CREATE)
+    if ("net1", "deleting") in pair.children(LEFT):
+        return None
+    # SK { D } -->
+    pair.passes(LEFT, INFO)
+    assert ("net1", "installed") not in pair.children(RIGHT)
+    return pair, answer
+
+
+def test_the_loser_of_two_is_deleted_before_the_answer_brings_the_winner() -> None:
+    """2.8.1 orders no messages of two exchanges: right has got a successor, no loss."""
+    found = [each for seed in range(12) if (each := _deleted_before_the_answer(seed))]
+    assert found
+    for pair, answer in found:
+        pair.deliver(answer)
+        (rekeyed,) = pair.of(RIGHT, ChildSaRekeyed)
+        assert (rekeyed.child, rekeyed.spi_in) == ("net1", newest(pair, RIGHT))
+        at_rest(pair, "net0", "net1")
+        assert pair.of(LEFT, ChildSaDown) == pair.of(RIGHT, ChildSaDown) == []
+
+
+def test_the_loser_of_two_is_deleted_and_no_answer_comes() -> None:
+    """Then it is a loss after all, and told once."""
+    found = [each for seed in range(12) if (each := _deleted_before_the_answer(seed))]
+    assert found
+    for pair, _ in found:
+        pair.sleep(100.0, deaf=True)
+        downs = [down.spi_in for down in pair.of(RIGHT, ChildSaDown) if down.child == "net1"]
+        ups = [up.spi_in for up in pair.of(RIGHT, ChildSaUp) if up.child == "net1"]
+        assert downs == ups
+        assert len(ups) == 1

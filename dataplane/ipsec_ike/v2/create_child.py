@@ -37,10 +37,12 @@ _REASONS: Final = {
 class Rival:
     """The child that the peer created for the same purpose while our request was under way."""
 
-    __slots__ = ("child", "nonce")
+    __slots__ = ("child", "nonce", "untold")
 
     def __init__(self, child: ChildSa, nonces: negotiate.Nonces) -> None:
         self.child = child
+        #: The peer has deleted it, and our answer decides what there is to tell about that.
+        self.untold = False
         #: The lower of the two nonces of the peer's exchange.
         self.nonce = min(nonces)
 
@@ -91,21 +93,48 @@ class CreateChild(Exchange):
         return specific_first(local, config.local_ts), specific_first(remote, config.remote_ts)
 
     def finish(self, sa: IkeSa, payloads: Sequence[Payload]) -> None:
+        child = self._result(sa, payloads)
+        before = self._untold()
+        if child is None:
+            if before is not None:
+                children.report_down(sa, before, Reason.PEER_DELETED, "the peer deleted it")
+            return
+        if before is None:
+            children.announce(sa, child)
+        else:
+            children.take_over(sa, before, child)
+        supersede(sa, child)
+
+    def failed(self, sa: IkeSa, reason: Reason, message: str) -> None:
+        before = self._untold()
+        if before is not None:
+            children.report_down(sa, before, reason, message)
+
+    def _untold(self) -> ChildSa | None:
+        """The peer's child that went before our answer came, once."""
+        rival = self.rival
+        if rival is None or not rival.untold:
+            return None
+        rival.untold = False
+        return rival.child
+
+    def _result(self, sa: IkeSa, payloads: Sequence[Payload]) -> ChildSa | None:
+        """The child that the exchange has brought."""
         offer = self.offer
         assert offer is not None
         error = error_in(payloads)
         if error is not None:
             if not self._again(sa, error):
                 refused(sa, self.config, offer, error)
-            return
+            return None
         try:
             agreed = offer.accept(sa, payloads)
         except IkeError as exc:
             unusable(sa, offer, exc)
-            return
+            return None
         if agreed.spi_out in self.unborn:
             sa.peer.child_later(self.config, self.packet)
-            return
+            return None
         rival = self.rival
         if rival is not None:
             rival.follow()
@@ -113,15 +142,14 @@ class CreateChild(Exchange):
         if rival is not None and rival.beats(nonces):
             unused = deletes.DeleteUnused(agreed.suite.protocol, agreed.spi_in)
             sa.enqueue(unused, first=True)
-            return
+            return None
         child = children.install(sa, agreed, outbound=True)
         if rival is not None and rival.alive:
             # The peer may have seen no collision, because our request came late: we delete it.
             loser = rival.child
             loser.successor = child
             deletes.delete_child(sa, loser, Reason.REPLACED, "created twice")
-        children.announce(sa, child)
-        supersede(sa, child)
+        return child
 
     def _again(self, sa: IkeSa, error: NotifyPayload) -> bool:
         """Whether another request is worth while, and its queueing."""
@@ -141,6 +169,20 @@ class CreateChild(Exchange):
             return False
         sa.enqueue(self, first=True)
         return True
+
+
+def outlived(sa: IkeSa, child: ChildSa) -> bool:
+    """The peer deletes ``child``, which it made in vain if the answer to our own request brings
+    another one: then that is its successor."""
+    current = sa.current
+    if not isinstance(current, CreateChild) or current.rival is None or not child.live:
+        return False
+    current.rival.follow()
+    if current.rival.child is not child or sa.peer.heir(sa, child) is not None:
+        return False
+    current.rival.untold = True
+    children.remove(sa, child, grace=True)
+    return True
 
 
 def supersede(sa: IkeSa, new: ChildSa) -> None:

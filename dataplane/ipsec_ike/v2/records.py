@@ -335,4 +335,6 @@ def _offer(offer: Offer | None, config: PeerConfig) -> dict[str, Any] | None:
 
 
 def _rival(host: Host, rival: Rival | None, config: PeerConfig) -> list[Any] | None:
-    return None if rival is None else [reference(host, rival.child, config), rival.nonce.hex()]
+    if rival is None:
+        return None
+    return [reference(host, rival.child, config), rival.nonce.hex(), rival.untold]

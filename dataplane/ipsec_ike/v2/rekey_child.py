@@ -233,6 +233,8 @@ def deleted_by_peer(sa: IkeSa, child: ChildSa) -> None:
         sa.host.timers.arm(before)
         children.remove(sa, child, grace=True)
         return
+    if create_child.outlived(sa, child):
+        return
     children.lose(sa, child, Reason.PEER_DELETED, "the peer deleted it", grace=True)
 
 

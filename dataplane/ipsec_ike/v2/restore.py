@@ -247,7 +247,9 @@ class Loader:
         if plain is None:
             return None
         nonce = bytes.fromhex(plain[1])
-        return Rival(self._reference(sa, plain[0]), (nonce, nonce))
+        rival = Rival(self._reference(sa, plain[0]), (nonce, nonce))
+        rival.untold = bool(plain[2])
+        return rival
 
     def _offer(self, sa: IkeSa, plain: Any) -> Offer | None:
         if plain is None:
