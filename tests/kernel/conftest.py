@@ -78,11 +78,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _of_the_kernel_tier(items: list[pytest.Item]) -> list[pytest.Item]:
-    return [item for item in items if item.path.is_relative_to(Path(__file__).parent)]
+    return [item for item in items if _is_ours(item)]
+
+
+def _is_ours(item: pytest.Item) -> bool:
+    return item.path.is_relative_to(Path(__file__).parent)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
+    if not _is_ours(item):  # pytest calls this hook of every conftest for every test
+        return None
     if guest_inside.inside() or _lacking(item) is not None:
         return None  # as everywhere: it is run, or skipped with the reason
     config = item.config
