@@ -25,10 +25,11 @@ from ipsec_gateway.ipsec.base import Inherited, PolicyId, PolicySpec
 from ipsec_gateway.ports import PortConflict
 from ipsec_gateway.pump import Pump
 from ipsec_gateway.resumefile import InUse, NoResume, ResumeFile
-from ipsec_ike.actions import DeleteSa, SaId
+from ipsec_ike.actions import DeleteSa
 from ipsec_ike.config import PeerConfig
 from ipsec_ike.engine import Engine
 from ipsec_ike.events import ChildSaRekeyed, ChildSaUp, Event
+from ipsec_ike.identifiers import SaId
 from ipsec_ike.inputs import InheritedSa
 
 log = logging.getLogger("ipsec_gateway")

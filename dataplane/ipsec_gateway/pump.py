@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ipsec_gateway.ipsec.base import DataplaneError, IkeFromDataplane, IpsecBackend, SaCounters
 from ipsec_gateway.udp import IkeSockets
-from ipsec_ike.actions import AddSa, DeleteSa, Direction, SaId, SendDatagram, UpdateSa
+from ipsec_ike.actions import AddSa, DeleteSa, SendDatagram, UpdateSa
 from ipsec_ike.events import Event
+from ipsec_ike.identifiers import Direction, SaId
 from ipsec_ike.inputs import (
     Acquire,
     Datagram,

@@ -7,20 +7,13 @@ DeleteSa of the old. Events travel in the same list (``ipsec_ike.events``).
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import Enum
 
 from ipsec_ike.config import Lifetime, Mode
+from ipsec_ike.identifiers import SaId
 from ipsec_ike.inputs import Endpoint
 from ipsec_ike.proposal import Transform
 from ipsec_ike.secret import Secret
 from ipsec_ike.selectors import TrafficSelector
-
-
-class Direction(Enum):
-    """Seen from this gateway."""
-
-    IN = "in"
-    OUT = "out"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,20 +28,6 @@ class SendDatagram:
     remote: Endpoint
     data: bytes
     encap: bool
-
-
-@dataclass(frozen=True, slots=True)
-class SaId:
-    """What finds an SA: direction, protocol (numbers.Protocol ESP or AH), SPI and destination."""
-
-    direction: Direction
-    protocol: int
-    spi: int
-    destination: str
-
-    def __hash__(self) -> int:
-        # Several tables are kept by these; the SPI alone tells nearly all of them apart.
-        return self.spi
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

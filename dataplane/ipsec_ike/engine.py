@@ -16,10 +16,11 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from ipsec_ike.actions import SaId, SendDatagram
+from ipsec_ike.actions import SendDatagram
 from ipsec_ike.config import Limits, PeerConfig
 from ipsec_ike.errors import IkeError, InvalidMajorVersion, LocalMisuse
 from ipsec_ike.events import Reason
+from ipsec_ike.identifiers import SaId
 from ipsec_ike.inputs import Acquire, Datagram, Expire, InheritedSa, SaFailed, UnknownSpi
 from ipsec_ike.inputs import Mapping as NatMapping
 from ipsec_ike.numbers import ExchangeType, NotifyType

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
+from ipsec_ike.identifiers import SaId
 from ipsec_ike.selectors import TrafficSelector
-
-if TYPE_CHECKING:
-    from ipsec_ike.actions import SaId
 
 
 class Endpoint(NamedTuple):

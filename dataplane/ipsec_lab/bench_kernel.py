@@ -21,8 +21,9 @@ from typing import Any, Final, TypeVar
 from ipsec_gateway.ipsec.base import PolicyAction, PolicyDirection, PolicyId, PolicySpec
 from ipsec_gateway.ipsec.xfrm import XfrmBackend
 from ipsec_gateway.marks import REQID_BASE
-from ipsec_ike.actions import Direction, SaId, SaSpec
+from ipsec_ike.actions import SaSpec
 from ipsec_ike.config import Mode
+from ipsec_ike.identifiers import Direction, SaId
 from ipsec_ike.inputs import Endpoint
 from ipsec_ike.numbers import Encr, Protocol, TransformType
 from ipsec_ike.proposal import Transform

@@ -9,9 +9,10 @@ from typing import Any, Final
 from ipsec_gateway.ipsec.base import PolicyAction, PolicyDirection, PolicyId, PolicySpec
 from ipsec_gateway.ipsec.packet import ones_sum, set_v4_checksum
 from ipsec_gateway.ipsec.tun import VNET
-from ipsec_ike.actions import Direction, SaId, SaSpec
+from ipsec_ike.actions import SaSpec
 from ipsec_ike.config import Mode
 from ipsec_ike.crypto.transforms import esp_transform
+from ipsec_ike.identifiers import Direction, SaId
 from ipsec_ike.inputs import Endpoint
 from ipsec_ike.numbers import Encr, Integ, Protocol, TransformType
 from ipsec_ike.proposal import Transform

@@ -26,9 +26,10 @@ from ipsec_gateway.ipsec.base import (
 )
 from ipsec_gateway.ipsec.natt import NATT_PORT, NattPair, open_natt_pair
 from ipsec_gateway.ipsec.userspace import UserspaceBackend
-from ipsec_ike.actions import Direction, SaId, SaSpec
+from ipsec_ike.actions import SaSpec
 from ipsec_ike.config import Mode
 from ipsec_ike.crypto.transforms import esp_transform
+from ipsec_ike.identifiers import Direction, SaId
 from ipsec_ike.inputs import Endpoint
 from ipsec_ike.numbers import Encr, Protocol, TransformType
 from ipsec_ike.proposal import Transform

@@ -14,7 +14,8 @@ from ipsec_gateway.ipsec.receive import Receiver
 from ipsec_gateway.ipsec.shared import SharedState
 from ipsec_gateway.ipsec.transmit import Transmitter
 from ipsec_gateway.ipsec.tun import VNET_LENGTH, VNET_NONE
-from ipsec_ike.actions import Direction, SaSpec
+from ipsec_ike.actions import SaSpec
+from ipsec_ike.identifiers import Direction
 from ipsec_ike.inputs import Endpoint
 from ipsec_lab.esp_packets import NETS_A, NETS_B, make_spec, policy
 

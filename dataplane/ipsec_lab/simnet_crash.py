@@ -18,10 +18,11 @@ import sys
 from collections.abc import Sequence
 from typing import Any, Final
 
-from ipsec_ike.actions import DeleteSa, SaId, SaSpec
+from ipsec_ike.actions import DeleteSa, SaSpec
 from ipsec_ike.config import PeerConfig
 from ipsec_ike.engine import Action, Engine
 from ipsec_ike.events import ChildSaRekeyed, ChildSaUp
+from ipsec_ike.identifiers import SaId
 from ipsec_ike.inputs import InheritedSa
 from ipsec_ike.numbers import PayloadType
 from ipsec_ike.wire.header import FLAG_INITIATOR, HEADER_LENGTH, Header

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from ipsec_ike.actions import AddSa, DeleteSa, Direction, SaSpec, UpdateSa
+from ipsec_ike.actions import AddSa, DeleteSa, SaSpec, UpdateSa
+from ipsec_ike.identifiers import Direction
 
 
 class Broken(AssertionError):

@@ -24,9 +24,10 @@ from typing import Any
 from ipsec_gateway.ipsec.base import PolicyAction, PolicyDirection, PolicyId, PolicySpec
 from ipsec_gateway.ipsec.natt import NattPair, open_natt_pair
 from ipsec_gateway.ipsec.xfrm import XfrmBackend
-from ipsec_ike.actions import Direction, SaId, SaSpec
+from ipsec_ike.actions import SaSpec
 from ipsec_ike.config import Mode
 from ipsec_ike.crypto.transforms import encr_key_octets, integ_key_octets
+from ipsec_ike.identifiers import Direction, SaId
 from ipsec_ike.inputs import Endpoint
 from ipsec_ike.numbers import Encr, Integ, Protocol, TransformType
 from ipsec_ike.proposal import Transform

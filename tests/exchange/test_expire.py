@@ -9,9 +9,10 @@ import pytest
 
 from ipsec_gateway.ipsec.sa import OutboundSa
 from ipsec_gateway.ipsec.shared import SharedState
-from ipsec_ike.actions import Direction, SaId, SaSpec
+from ipsec_ike.actions import SaSpec
 from ipsec_ike.config import Lifetime
 from ipsec_ike.events import ChildSaDown, ChildSaRekeyed, ChildSaUp, Reason
+from ipsec_ike.identifiers import Direction, SaId
 from ipsec_ike.inputs import Expire, SaFailed
 from ipsec_ike.numbers import ExchangeType, Protocol
 from ipsec_lab.simnet_check import twins

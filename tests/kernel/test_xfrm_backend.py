@@ -17,8 +17,9 @@ from ipsec_gateway.ipsec.base import (
 )
 from ipsec_gateway.ipsec.xfrm import XfrmBackend
 from ipsec_gateway.probe import probe
-from ipsec_ike.actions import Direction, SaId, UpdateSa
+from ipsec_ike.actions import UpdateSa
 from ipsec_ike.config import Lifetime, Mode
+from ipsec_ike.identifiers import Direction, SaId
 from ipsec_ike.inputs import Acquire, Endpoint, Expire, Mapping
 from ipsec_ike.numbers import Encr, Integ, Protocol, TransformType
 from ipsec_ike.proposal import Transform

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from ipsec_gateway.ipsec.mtu import inner_mtu
-from ipsec_ike.actions import Direction
+from ipsec_ike.identifiers import Direction
 from ipsec_lab.esp_packets import make_spec
 from ipsec_lab.esp_pair import EspPair, Suite
 from ipsec_lab.topology import Topology

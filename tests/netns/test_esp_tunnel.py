@@ -12,8 +12,9 @@ import pytest
 from ipsec_gateway.ipsec import linux
 from ipsec_gateway.ipsec.base import DataplaneError, PolicyAction, PolicyDirection, WorkerRestarted
 from ipsec_gateway.ipsec.userspace import UserspaceBackend
-from ipsec_ike.actions import Direction, UpdateSa
+from ipsec_ike.actions import UpdateSa
 from ipsec_ike.config import Lifetime, Mode
+from ipsec_ike.identifiers import Direction
 from ipsec_ike.inputs import Acquire, Endpoint, Expire, Mapping
 from ipsec_lab.esp_packets import SUITES, make_spec
 from ipsec_lab.esp_pair import REQID, EspGateway, EspPair, Suite

@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from ipsec_ike.actions import AddSa, DeleteSa, Direction, SaId, SaSpec, UpdateSa
+from ipsec_ike.actions import AddSa, DeleteSa, SaSpec, UpdateSa
 from ipsec_ike.config import Mode
 from ipsec_ike.errors import IntegrityFailure
+from ipsec_ike.identifiers import Direction, SaId
 from ipsec_ike.identity import Identity
 from ipsec_ike.inputs import Endpoint
 from ipsec_ike.numbers import ExchangeType, Protocol

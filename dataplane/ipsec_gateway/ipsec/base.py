@@ -12,8 +12,9 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Protocol as Interface
 
-from ipsec_ike.actions import SaId, SaSpec, UpdateSa
+from ipsec_ike.actions import SaSpec, UpdateSa
 from ipsec_ike.config import Mode
+from ipsec_ike.identifiers import SaId
 from ipsec_ike.inputs import Acquire, Endpoint, Expire, InheritedSa, SaFailed, UnknownSpi
 from ipsec_ike.inputs import Mapping as NatMapping
 from ipsec_ike.numbers import Protocol

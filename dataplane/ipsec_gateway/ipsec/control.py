@@ -20,7 +20,8 @@ from typing import Final
 from ipsec_gateway.ipsec.base import DataplaneEvent, IkeFromDataplane, PolicyId, PolicySpec
 from ipsec_gateway.ipsec.outer import PathMtu
 from ipsec_gateway.ipsec.packed import PackedSa
-from ipsec_ike.actions import SaId, SaSpec, UpdateSa
+from ipsec_ike.actions import SaSpec, UpdateSa
+from ipsec_ike.identifiers import SaId
 from ipsec_ike.inputs import Endpoint
 
 _LENGTH: Final = struct.Struct("!I")

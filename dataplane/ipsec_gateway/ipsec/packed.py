@@ -14,8 +14,9 @@ import sys
 from struct import Struct
 from typing import Final
 
-from ipsec_ike.actions import Direction, SaId, SaSpec
+from ipsec_ike.actions import SaSpec
 from ipsec_ike.config import Lifetime, Mode
+from ipsec_ike.identifiers import Direction, SaId
 from ipsec_ike.inputs import Endpoint
 from ipsec_ike.proposal import Transform
 from ipsec_ike.secret import Secret

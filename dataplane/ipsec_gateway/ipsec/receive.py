@@ -29,7 +29,8 @@ from ipsec_gateway.ipsec.packet import next_header_of, parse
 from ipsec_gateway.ipsec.sa import InboundSa
 from ipsec_gateway.ipsec.shared import SharedState
 from ipsec_gateway.ipsec.tun import VNET_NONE
-from ipsec_ike.actions import SaId, SaSpec, UpdateSa
+from ipsec_ike.actions import SaSpec, UpdateSa
+from ipsec_ike.identifiers import SaId
 from ipsec_ike.inputs import Endpoint, Expire, Mapping, UnknownSpi
 
 #: Reads per socket before the loop looks at its other business.

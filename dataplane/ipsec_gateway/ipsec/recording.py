@@ -20,7 +20,8 @@ from ipsec_gateway.ipsec.base import (
     SaCounters,
     moved,
 )
-from ipsec_ike.actions import Direction, SaId, SaSpec, UpdateSa
+from ipsec_ike.actions import SaSpec, UpdateSa
+from ipsec_ike.identifiers import Direction, SaId
 from ipsec_ike.inputs import Endpoint, InheritedSa
 
 #: The argument of a recorded call.

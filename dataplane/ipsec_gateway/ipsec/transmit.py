@@ -28,7 +28,8 @@ from ipsec_gateway.ipsec.segment import MAX_PAYLOAD, Rows, Super, segments
 from ipsec_gateway.ipsec.shared import SharedState
 from ipsec_gateway.ipsec.spd import OutboundDatabase
 from ipsec_gateway.ipsec.tun import VNET, VNET_LENGTH
-from ipsec_ike.actions import SaId, SaSpec, UpdateSa
+from ipsec_ike.actions import SaSpec, UpdateSa
+from ipsec_ike.identifiers import SaId
 from ipsec_ike.inputs import Acquire, Expire
 from ipsec_ike.selectors import TrafficSelector
 

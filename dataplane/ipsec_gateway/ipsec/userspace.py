@@ -42,9 +42,10 @@ from ipsec_gateway.ipsec.natt import prepare
 from ipsec_gateway.ipsec.outer import PathMtu, Senders, open_raw, outer_families
 from ipsec_gateway.ipsec.shared import SLOTS, SharedState, Word
 from ipsec_gateway.ipsec.supervisor import Supervisor
-from ipsec_ike.actions import Direction, SaId, SaSpec, UpdateSa
+from ipsec_ike.actions import SaSpec, UpdateSa
 from ipsec_ike.config import Mode
 from ipsec_ike.errors import LocalMisuse
+from ipsec_ike.identifiers import Direction, SaId
 from ipsec_ike.inputs import Endpoint, SaFailed
 from ipsec_ike.numbers import Protocol
 

@@ -34,8 +34,9 @@ from ipsec_gateway.ipsec.outer import Outer
 from ipsec_gateway.ipsec.receive import Receiver
 from ipsec_gateway.ipsec.shared import SharedState
 from ipsec_gateway.ipsec.transmit import Transmitter
-from ipsec_ike.actions import SaId, UpdateSa
+from ipsec_ike.actions import UpdateSa
 from ipsec_ike.errors import LocalMisuse
+from ipsec_ike.identifiers import SaId
 
 #: Octets of events that may wait for the gateway; later ones are lost, replies never are.
 BACKLOG: Final = 1 << 20

@@ -60,7 +60,8 @@ from ipsec_gateway.ipsec.xfrm_policy import (
 from ipsec_gateway.ipsec.xfrm_sa import Treatment, add_state, direction_of, repeat_state
 from ipsec_gateway.ipsec.xfrm_spd import KernelSpd
 from ipsec_gateway.marks import REQID_BASE
-from ipsec_ike.actions import Direction, SaId, SaSpec, UpdateSa
+from ipsec_ike.actions import SaSpec, UpdateSa
+from ipsec_ike.identifiers import Direction, SaId
 from ipsec_ike.inputs import Acquire, Endpoint, Expire, InheritedSa
 from ipsec_ike.inputs import Mapping as NatMapping
 from ipsec_ike.numbers import Protocol

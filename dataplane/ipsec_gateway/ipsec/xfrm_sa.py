@@ -56,8 +56,9 @@ from ipsec_gateway.ipsec.xfrm_numbers import (
 from ipsec_gateway.ipsec.xfrm_policy import IP_PROTOCOL
 from ipsec_gateway.ipsec.xfrm_selector import kernel_selectors
 from ipsec_gateway.marks import BYPASS
-from ipsec_ike.actions import Direction, SaSpec
+from ipsec_ike.actions import SaSpec
 from ipsec_ike.config import Lifetime, Mode
+from ipsec_ike.identifiers import Direction
 from ipsec_ike.numbers import Protocol
 
 #: Windows up to this fit into the fixed part, without ESN.

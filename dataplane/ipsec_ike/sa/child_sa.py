@@ -19,8 +19,9 @@ from __future__ import annotations
 from enum import Enum
 from typing import Final, Protocol
 
-from ipsec_ike.actions import Direction, SaId, SaSpec
+from ipsec_ike.actions import SaSpec
 from ipsec_ike.config import ChildConfig, Mode
+from ipsec_ike.identifiers import Direction, SaId
 from ipsec_ike.inputs import Endpoint
 from ipsec_ike.sa.suite import ChildSuite
 from ipsec_ike.sa.timers import NEVER, Timed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ipsec_ike.actions import SaId
+from ipsec_ike.identifiers import SaId
 from ipsec_ike.inputs import Endpoint
 from ipsec_ike.selectors import TrafficSelector
 

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from ipsec_ike.actions import AddSa, DeleteSa, Direction, SaId, SaSpec, UpdateSa
+from ipsec_ike.actions import AddSa, DeleteSa, SaSpec, UpdateSa
 from ipsec_ike.config import ChildConfig, Lifetime, Mode
 from ipsec_ike.events import ChildSaDown, ChildSaRekeyed, ChildSaUp, PeerMoved, Reason
+from ipsec_ike.identifiers import Direction, SaId
 from ipsec_ike.inputs import Endpoint
 from ipsec_ike.sa.child_sa import ChildSa, ChildState
 from ipsec_ike.sa.lifetimes import soft_limit

@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, cast
 
-from ipsec_ike.actions import AddSa, DeleteSa, Direction, SaId, SendDatagram, UpdateSa
+from ipsec_ike.actions import AddSa, DeleteSa, SendDatagram, UpdateSa
 from ipsec_ike.config import Limits
 from ipsec_ike.events import Event
+from ipsec_ike.identifiers import Direction, SaId
 from ipsec_ike.sa.child_sa import ChildSa, Owner
 from ipsec_ike.sa.cookie import Cookies
 from ipsec_ike.sa.half_open import HalfOpen

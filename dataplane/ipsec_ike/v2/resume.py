@@ -25,10 +25,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from ipsec_ike.actions import SaId, UpdateSa
+from ipsec_ike.actions import UpdateSa
 from ipsec_ike.config import PeerConfig
 from ipsec_ike.errors import LocalMisuse
 from ipsec_ike.events import ChildSaResumed, IkeSaResumed, Reason
+from ipsec_ike.identifiers import SaId
 from ipsec_ike.inputs import InheritedSa
 from ipsec_ike.sa.child_sa import ChildSa, ChildState
 from ipsec_ike.sa.info import Resumed

@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 
 from ipsec_gateway.ipsec.packed import PackedSa
-from ipsec_ike.actions import Direction, SaSpec
+from ipsec_ike.actions import SaSpec
 from ipsec_ike.config import Lifetime
+from ipsec_ike.identifiers import Direction
 from ipsec_ike.inputs import Endpoint
 from ipsec_ike.numbers import Encr, Integ, TransformType
 from ipsec_ike.proposal import Transform

@@ -16,8 +16,9 @@ from ipsec_gateway.ipsec.esp import encapsulate
 from ipsec_gateway.ipsec.linux import UDP_SEGMENT
 from ipsec_gateway.ipsec.shared import Word
 from ipsec_gateway.ipsec.tun import VNET, VNET_NONE
-from ipsec_ike.actions import Direction, SaId, UpdateSa
+from ipsec_ike.actions import UpdateSa
 from ipsec_ike.config import Lifetime
+from ipsec_ike.identifiers import Direction, SaId
 from ipsec_ike.inputs import Endpoint, Expire, Mapping, UnknownSpi
 from ipsec_ike.numbers import Protocol
 from ipsec_ike.selectors import TrafficSelector

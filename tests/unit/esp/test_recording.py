@@ -13,8 +13,9 @@ from ipsec_gateway.ipsec.base import (
     PolicySpec,
 )
 from ipsec_gateway.ipsec.recording import RecordingBackend
-from ipsec_ike.actions import Direction, SaId, SaSpec, UpdateSa
+from ipsec_ike.actions import SaSpec, UpdateSa
 from ipsec_ike.config import Mode
+from ipsec_ike.identifiers import Direction, SaId
 from ipsec_ike.inputs import Acquire, Endpoint
 from ipsec_ike.numbers import Encr, Protocol, TransformType
 from ipsec_ike.proposal import Transform

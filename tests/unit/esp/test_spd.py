@@ -13,8 +13,8 @@ from ipsec_gateway.ipsec.packet import Flow, covers
 from ipsec_gateway.ipsec.sa import RESERVE, Exhausted, InboundSa, OutboundSa
 from ipsec_gateway.ipsec.shared import SharedState, Word
 from ipsec_gateway.ipsec.spd import OutboundDatabase
-from ipsec_ike.actions import Direction
 from ipsec_ike.config import Lifetime
+from ipsec_ike.identifiers import Direction
 from ipsec_ike.inputs import Expire
 from ipsec_ike.selectors import TrafficSelector
 from ipsec_lab.esp_packets import NETS_A, NETS_B, make_spec, policy

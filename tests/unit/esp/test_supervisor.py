@@ -27,7 +27,8 @@ from ipsec_gateway.ipsec.control import (
 )
 from ipsec_gateway.ipsec.packed import PackedSa
 from ipsec_gateway.ipsec.supervisor import Supervisor
-from ipsec_ike.actions import Direction, SaSpec, UpdateSa
+from ipsec_ike.actions import SaSpec, UpdateSa
+from ipsec_ike.identifiers import Direction
 from ipsec_ike.inputs import Acquire, Endpoint
 from ipsec_lab.esp_packets import NETS_A, NETS_B, policy, udp4
 from ipsec_lab.esp_wire import Wire

@@ -29,11 +29,12 @@ from ipsec_gateway.ipsec.recording import Operation, RecordingBackend
 from ipsec_gateway.ports import PortConflict
 from ipsec_gateway.pump import Pump
 from ipsec_gateway.resumefile import ResumeFile
-from ipsec_ike.actions import Direction, SendDatagram
+from ipsec_ike.actions import SendDatagram
 from ipsec_ike.config import ChildConfig, IdentityConfig, PeerConfig
 from ipsec_ike.config import Path as Way
 from ipsec_ike.engine import Engine
 from ipsec_ike.events import ChildSaDown, ChildSaUp, Event, IkeSaDown, IkeSaResumed, IkeSaUp
+from ipsec_ike.identifiers import Direction
 from ipsec_ike.identity import Identity
 from ipsec_ike.inputs import Datagram
 from ipsec_ike.numbers import Encr, Esn, Group, Prf, Protocol, TransformType

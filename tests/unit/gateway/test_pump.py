@@ -11,9 +11,10 @@ import pytest
 from ipsec_gateway.ipsec.base import DataplaneError, IkeFromDataplane, SaCounters
 from ipsec_gateway.ipsec.recording import RecordingBackend
 from ipsec_gateway.pump import Pump, Traffic
-from ipsec_ike.actions import AddSa, DeleteSa, Direction, SaId, SaSpec, SendDatagram
+from ipsec_ike.actions import AddSa, DeleteSa, SaSpec, SendDatagram
 from ipsec_ike.config import Mode
 from ipsec_ike.events import Event, Warned
+from ipsec_ike.identifiers import Direction, SaId
 from ipsec_ike.inputs import Acquire, Datagram, Endpoint, Expire
 from ipsec_ike.numbers import Encr, Protocol, TransformType
 from ipsec_ike.proposal import Transform

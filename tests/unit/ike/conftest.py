@@ -15,10 +15,11 @@ from math import inf
 
 import pytest
 
-from ipsec_ike.actions import AddSa, DeleteSa, Direction, SendDatagram, UpdateSa
+from ipsec_ike.actions import AddSa, DeleteSa, SendDatagram, UpdateSa
 from ipsec_ike.config import ChildConfig, IdentityConfig, Limits, Path, PeerConfig
 from ipsec_ike.engine import Action, Engine
 from ipsec_ike.events import Event
+from ipsec_ike.identifiers import Direction
 from ipsec_ike.identity import Identity
 from ipsec_ike.inputs import Datagram, Endpoint
 from ipsec_ike.numbers import Encr, Esn, Group, Prf, Protocol, TransformType

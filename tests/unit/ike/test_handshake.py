@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from ipsec_ike.actions import AddSa, Direction, SendDatagram
+from ipsec_ike.actions import AddSa, SendDatagram
 from ipsec_ike.events import ChildSaUp, IkeSaUp
+from ipsec_ike.identifiers import Direction
 
 
 def test_handshake_with_child(pair):

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from ipsec_ike.actions import Direction, SaId
 from ipsec_ike.config import Lifetime, Limits, Retransmission
+from ipsec_ike.identifiers import Direction, SaId
 from ipsec_ike.inputs import Endpoint
 from ipsec_ike.numbers import Protocol
 from ipsec_ike.sa.cookie import Cookies

@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 
 from ipsec_ike import plain
-from ipsec_ike.actions import AddSa, DeleteSa, Direction, SaId, SendDatagram, UpdateSa
+from ipsec_ike.actions import AddSa, DeleteSa, SendDatagram, UpdateSa
 from ipsec_ike.config import ChildConfig, IdentityConfig, PeerConfig
 from ipsec_ike.crypto import groups
 from ipsec_ike.engine import Engine, Resumed
 from ipsec_ike.errors import LocalMisuse
 from ipsec_ike.events import ChildSaDown, ChildSaResumed, ChildSaUp, IkeSaDown, IkeSaResumed
+from ipsec_ike.identifiers import Direction, SaId
 from ipsec_ike.inputs import Endpoint, InheritedSa, Mapping
 from ipsec_ike.secret import Secret
 from ipsec_ike.v2 import deletes, records

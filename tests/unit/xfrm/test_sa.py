@@ -12,8 +12,9 @@ from ipsec_gateway.ipsec.xfrm_attributes import Encapsulation, Replay, attribute
 from ipsec_gateway.ipsec.xfrm_messages import Installed, Message, State, raw_key, totals
 from ipsec_gateway.ipsec.xfrm_numbers import INFINITE, Attr, Msg, StateFlag
 from ipsec_gateway.ipsec.xfrm_sa import JUMP, Treatment, add_state, direction_of, repeat_state
-from ipsec_ike.actions import Direction, SaSpec
+from ipsec_ike.actions import SaSpec
 from ipsec_ike.config import Lifetime, Mode
+from ipsec_ike.identifiers import Direction
 from ipsec_ike.numbers import Protocol
 from ipsec_ike.selectors import TrafficSelector
 from ipsec_lab.xfrm_rig import CBC, OUTER6, pair
