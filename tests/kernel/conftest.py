@@ -46,8 +46,13 @@ class Remote:
             self._lines = self._guest.lines()
         while node not in self._finished and self._problem is None:
             self._follow()
-        problem = None if node in self._finished else self._problem
-        return self._reports[node], problem
+        reports = self._reports[node]
+        if node not in self._finished:
+            return reports, self._problem
+        # A test has an outcome when its call was reported, or something before it did not pass.
+        if any(r["when"] == "call" or r["outcome"] != "passed" for r in reports):
+            return reports, None
+        return reports, "the guest finished it and has not reported its outcome"
 
     def _follow(self) -> None:
         assert self._guest is not None
