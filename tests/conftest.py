@@ -49,7 +49,9 @@ TIERS: dict[str, Callable[[], str | None]] = {
 }
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(wrapper=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None]:
+    """A wrapper, since it has to come before xdist, which reads the groups in the same hook."""
     here = Path(__file__).parent
     for item in items:
         for marker in FOLDERS.get(item.path.relative_to(here).parts[0], ()):
@@ -58,6 +60,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             group = "kernel" if "kernel" in tiers else "network"
             item.add_marker(pytest.mark.xdist_group(group))
     items.sort(key=_turn)
+    return (yield)
 
 
 def _turn(item: pytest.Item) -> int:
