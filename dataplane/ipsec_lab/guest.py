@@ -92,6 +92,7 @@ class Guest:
         self.directory: Final = Path(self._folder.name)
         self._process: subprocess.Popen[bytes] | None = None
         self._watcher: subprocess.Popen[bytes] | None = None
+        self._writer: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -131,11 +132,18 @@ class Guest:
             )
         )
         scripts = str(Path(sys.executable).parent)
+        # qemu opens its standard output again, and in a file it would write over what is there.
         with self.console_path.open("wb") as console:
+            self._writer = subprocess.Popen(
+                ["cat"], stdin=subprocess.PIPE, stdout=console, start_new_session=True
+            )
+        pipe = self._writer.stdin
+        assert pipe is not None
+        with pipe:
             self._process = subprocess.Popen(
                 self._command(),
                 stdin=subprocess.DEVNULL,
-                stdout=console,
+                stdout=pipe,
                 stderr=subprocess.STDOUT,
                 # virtme-run is looked up on PATH; groups of its own so that close() gets qemu too.
                 env={**os.environ, "PATH": f"{scripts}:{os.environ.get('PATH', '')}:/usr/sbin"},
@@ -217,6 +225,9 @@ class Guest:
             self._watcher.kill()
             self._watcher.communicate()
             self._watcher = None
+        if self._writer is not None:  # it ends with the last who writes to it
+            self._writer.wait()
+            self._writer = None
         self._folder.cleanup()
 
 

@@ -11,9 +11,11 @@ def test_a_benchmark_gives_its_rows(bench, monkeypatch: pytest.MonkeyPatch) -> N
     if bench is bench_kernel and missing_programs("iperf3"):
         pytest.skip("needs iperf3")
     said = []
-    monkeypatch.setattr(guest_inside, "say", said.append)
     arguments = {"quick": True, "runs": 1, "seconds": 1.0}
-    assert bench.measure(arguments, guest_inside.FORKS) == 0
+    # Only meanwhile: the report of this test goes to the host by the same function.
+    with monkeypatch.context() as patch:
+        patch.setattr(guest_inside, "say", said.append)
+        assert bench.measure(arguments, guest_inside.FORKS) == 0
     assert said
     for line in said:
         assert line["row"]["ours"], line
