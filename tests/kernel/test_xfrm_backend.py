@@ -460,7 +460,7 @@ def test_lost_events_are_found_again(play: Callable[..., None]) -> None:
         await connect(a, b)
         a.namespace.run("ip", "xfrm", "state", "flush")
         a.backend._resync()
-        expired = {(await next_event(a, Expire)).spi for _ in range(2)}
+        expired = {(await next_event(a, Expire)).id.spi for _ in range(2)}
         assert expired == {0x1000, 0x1001}
 
     play(body)

@@ -28,7 +28,7 @@ from ipsec_lab.topology import Topology
 from ipsec_lab.traffic import ConstantPing, ping, ping_until
 
 ETH_P_IP = 0x0800
-ESP = 50
+NATT_PORT = 4500
 
 
 def metric(sites: Sites, pattern: str) -> float:
@@ -62,8 +62,12 @@ def esp_headers(wire: socket.socket, source: str) -> list[tuple[int, int]]:
         except BlockingIOError:
             return found
         packet = frame[14:]
-        if packet[9] == ESP and packet[12:16] == socket.inet_aton(source):
-            found.append(struct.unpack_from(">II", packet, (packet[0] & 15) * 4))
+        if packet[12:16] != socket.inet_aton(source) or packet[9] != socket.IPPROTO_UDP:
+            continue
+        udp = (packet[0] & 15) * 4
+        port, spi, sequence = struct.unpack_from(">2xH4xII", packet, udp)
+        if port == NATT_PORT and spi:  # SPI zero is the non-ESP marker of IKE (RFC 3948 2.2)
+            found.append((spi, sequence))
 
 
 @pytest.mark.parametrize("direction", ["out", "in"])
