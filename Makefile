@@ -13,7 +13,7 @@ PYTHON := $(shell /usr/bin/python3 -c 'import sys; sys.exit(sys.version_info < (
 endif
 # The other site of `make demo`: kube-ipsec or strongswan.
 PEER ?= kube-ipsec
-# One benchmark of `make bench`; empty: all of them.
+# One benchmark of `make bench`; empty: all that need no virtual machine.
 BENCH ?=
 # More options for pytest, for example: make test ARGS="-k rekey"
 ARGS ?=
