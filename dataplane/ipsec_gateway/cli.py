@@ -193,7 +193,8 @@ def gateway(
         _end(str(exc), _CONFLICT)
     except PermissionError as exc:
         _end(f"{exc}: run it as root, or with CAP_NET_ADMIN and CAP_NET_RAW", _LACKING)
-    except Exception:  # already in the log, with its cause: the watchdog's way out
+    except Exception as exc:  # at the start or later: a supervisor starts it anew
+        log.critical("ended by %s: %s", type(exc).__name__, exc, exc_info=exc)
         sys.exit(1)
 
 

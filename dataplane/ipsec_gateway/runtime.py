@@ -560,7 +560,7 @@ class Gateway:
     def _fail(self, exc: BaseException) -> None:
         if self._failure is None:
             self._failure = exc
-            log.critical("broken: %s: %s", type(exc).__name__, exc, exc_info=exc)
+            log.critical("broken: %s: %s", type(exc).__name__, exc)
         self.stop()
 
 

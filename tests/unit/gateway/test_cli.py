@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from ipsec_cli import main as entry
+from ipsec_gateway import cli
 
 
 def run(monkeypatch, capsys, *arguments: str) -> tuple[int, str, str]:
@@ -70,6 +71,19 @@ def test_missing_programs_are_named(monkeypatch, capsys, tmp_path: Path) -> None
     code, _, err = run(monkeypatch, capsys, "gateway", "--manifests", str(tmp_path))
     assert code == 3
     assert "apt-get install iproute2" in err
+
+
+def test_a_start_that_fails_says_why(monkeypatch, capsys, tmp_path: Path) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("nothing listens to me")
+
+    monkeypatch.setattr(cli, "_lacking", lambda **_: "")
+    monkeypatch.setattr(cli, "_run", fail)
+    code, _, err = run(
+        monkeypatch, capsys, "gateway", "--manifests", str(tmp_path), "--dataplane", "userspace"
+    )
+    assert code == 1
+    assert "ended by RuntimeError: nothing listens to me" in err
 
 
 def test_a_dry_run_says_what_would_be_done(monkeypatch, capsys, tmp_path: Path, make) -> None:
