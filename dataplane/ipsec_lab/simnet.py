@@ -127,9 +127,15 @@ def _judge(world: World) -> None:
         raise Broken(f"of {sent} last packets {world.stats['ESP'] - before} arrived")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line: exit code 1 if a seed fails."""
-    parser = argparse.ArgumentParser(prog="python -m ipsec_lab.simnet", description=__doc__)
+def main(
+    arguments: Sequence[str] | None = None,
+    *,
+    kind: type[World] = World,
+    module: str = "ipsec_lab.simnet",
+    description: str | None = __doc__,
+) -> int:
+    """The command line of ``module``, whose worlds are of ``kind``: exit code 1 if a seed fails."""
+    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
     parser.add_argument("--seed", type=int, default=0, help="the (first) seed")
     parser.add_argument("--count", type=int, default=1, help="how many seeds from there")
     parser.add_argument("--trace", action="store_true", help="print everything that happens")
@@ -139,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.trace:
             print(draw(seed))
         try:
-            simulate(seed, print if options.trace else None)
+            simulate(seed, print if options.trace else None, kind)
         except Exception as error:  # whatever it is, it is this seed's finding
             failed += 1
             print(f"seed {seed}: {type(error).__name__}: {error}")

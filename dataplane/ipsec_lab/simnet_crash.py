@@ -12,10 +12,8 @@ addition to ``simnet``:
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
-from collections.abc import Sequence
 from typing import Any, Final
 
 from ipsec_ike.actions import DeleteSa, SaSpec
@@ -26,10 +24,10 @@ from ipsec_ike.identifiers import SaId
 from ipsec_ike.inputs import InheritedSa
 from ipsec_ike.numbers import PayloadType
 from ipsec_ike.wire.header import FLAG_INITIATOR, HEADER_LENGTH, Header
-from ipsec_lab.simnet import simulate
+from ipsec_lab.simnet import main
 from ipsec_lab.simnet_dataplane import Broken
 from ipsec_lab.simnet_network import Packet, seeded
-from ipsec_lab.simnet_profile import LEFT, Profile, draw
+from ipsec_lab.simnet_profile import LEFT, Profile
 from ipsec_lab.simnet_world import Node, Trace, World
 
 #: Seconds after which SAs that the new life does not know are removed at the latest.
@@ -194,27 +192,5 @@ def _inherited(spec: SaSpec) -> InheritedSa:
     return InheritedSa(spec.reqid, spec.source, spec.destination, spec.encap)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line: exit code 1 if a seed fails."""
-    parser = argparse.ArgumentParser(prog="python -m ipsec_lab.simnet_crash", description=__doc__)
-    parser.add_argument("--seed", type=int, default=0, help="the (first) seed")
-    parser.add_argument("--count", type=int, default=1, help="how many seeds from there")
-    parser.add_argument("--trace", action="store_true", help="print everything that happens")
-    options = parser.parse_args(arguments)
-    failed = 0
-    for seed in range(options.seed, options.seed + options.count):
-        if options.trace:
-            print(draw(seed))
-        try:
-            simulate(seed, print if options.trace else None, MortalWorld)
-        except Exception as error:  # whatever it is, it is this seed's finding
-            failed += 1
-            print(f"seed {seed}: {type(error).__name__}: {error}")
-            if options.trace:
-                raise
-    print(f"{options.count - failed} of {options.count} seeds hold")
-    return 1 if failed else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(kind=MortalWorld, module="ipsec_lab.simnet_crash", description=__doc__))

@@ -22,6 +22,7 @@ from ipsec_gateway.ipsec.base import PolicyAction, PolicyDirection, PolicyId, Po
 from ipsec_gateway.nat import Translation, wire_selectors
 from ipsec_gateway.steering import Steering, local_addresses
 from ipsec_lab.netns import LabError, Namespace, enter_namespace
+from ipsec_lab.steering_rig import gateway_between
 
 T = TypeVar("T")
 
@@ -144,43 +145,5 @@ def lacking() -> str | None:
 @contextlib.contextmanager
 def spd_rig() -> Iterator[SpdRig]:
     """Everything of the picture above, and nothing left of it afterwards."""
-    lan, gw, wan = (Namespace(label) for label in ("lan", "gw", "wan"))
-    try:
-        gw.ip(
-            f"link add lan0 type veth peer name eth0 netns {lan.name}",
-            f"link add wan0 type veth peer name eth0 netns {wan.name}",
-            "link set lan0 up",
-            "link set wan0 up",
-            "addr add 10.1.0.1/24 dev lan0",
-            "addr add 192.0.2.1/24 dev wan0",
-            "addr add fd00:1::1/64 dev lan0 nodad",
-            "addr add 2001:db8::1/64 dev wan0 nodad",
-            "route add default via 192.0.2.2",
-            "route add default via 2001:db8::2",
-        )
-        lan.ip(
-            "link set eth0 up",
-            "addr add 10.1.0.2/24 dev eth0",
-            "addr add fd00:1::2/64 dev eth0 nodad",
-            "route add default via 10.1.0.1",
-            "route add default via fd00:1::1",
-        )
-        wan.ip(
-            "link set eth0 up",
-            "addr add 192.0.2.2/24 dev eth0",
-            "addr add 10.2.0.9/32 dev lo",
-            "addr add 10.3.0.9/32 dev lo",
-            "addr add 2001:db8::2/64 dev eth0 nodad",
-            "addr add fd00:2::9/128 dev lo nodad",
-            "route add 10.1.0.0/24 via 192.0.2.1",
-            "route add fd00:1::/64 via 2001:db8::1",
-        )
-        # ARP would ask with the tested source address, which a strict filter may refuse.
-        wan.sysctl({"ipv4.conf.all.arp_announce": 2})
-        # The strictest reverse path filter that a distribution may have.
-        gw.sysctl({"ipv4.ip_forward": 1, "ipv6.conf.all.forwarding": 1})
-        gw.sysctl({"ipv4.conf.all.rp_filter": 1, "ipv4.conf.default.rp_filter": 1})
+    with gateway_between() as (lan, gw, wan):
         yield SpdRig(lan, gw, wan, Steering(None))
-    finally:
-        for namespace in (lan, gw, wan):
-            namespace.delete()

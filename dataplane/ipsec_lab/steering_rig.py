@@ -115,8 +115,8 @@ class Rig:
 
 
 @contextlib.contextmanager
-def steering_rig() -> Iterator[Rig]:
-    """Everything of the picture above, and nothing left of it afterwards."""
+def gateway_between() -> Iterator[tuple[Namespace, Namespace, Namespace]]:
+    """The namespaces ``lan``, ``gw`` and ``wan`` of the picture, without a data plane."""
     lan, gw, wan = (Namespace(label) for label in ("lan", "gw", "wan"))
     try:
         gw.ip(
@@ -159,6 +159,16 @@ def steering_rig() -> Iterator[Rig]:
                 "ipv4.conf.default.rp_filter": 1,
             }
         )
+        yield lan, gw, wan
+    finally:
+        for namespace in (lan, gw, wan):
+            namespace.delete()
+
+
+@contextlib.contextmanager
+def steering_rig() -> Iterator[Rig]:
+    """Everything of the picture above, and nothing left of it afterwards."""
+    with gateway_between() as (lan, gw, wan):
         tun = gw.popen([sys.executable, "-c", TUN], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert tun.stdout is not None
         assert tun.stdout.readline() == b"up\n"
@@ -169,9 +179,6 @@ def steering_rig() -> Iterator[Rig]:
             for pipe in (tun.stdin, tun.stdout):
                 if pipe is not None:
                     pipe.close()
-    finally:
-        for namespace in (lan, gw, wan):
-            namespace.delete()
 
 
 def spec(

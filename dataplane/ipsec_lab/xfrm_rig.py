@@ -118,7 +118,19 @@ def wired() -> Iterator[tuple[Namespace, Namespace]]:
 Body = Callable[[End, End], Coroutine[Any, Any, None]]
 
 
-async def play(namespaces: tuple[Namespace, Namespace], body: Body, encap: bool) -> None:
+def player(namespaces: tuple[Namespace, Namespace]) -> Callable[..., None]:
+    """What runs a test with both back ends, and sees to it that they leave nothing behind."""
+
+    def run(body: Body, *, encap: bool = False) -> None:
+        asyncio.run(_play(namespaces, body, encap))
+        for namespace in namespaces:
+            assert namespace.run("ip", "xfrm", "state") == ""
+            assert namespace.run("ip", "xfrm", "policy") == ""
+
+    return run
+
+
+async def _play(namespaces: tuple[Namespace, Namespace], body: Body, encap: bool) -> None:
     ends = End(namespaces[0], XfrmBackend()), End(namespaces[1], XfrmBackend())
     try:
         for end in ends:

@@ -23,7 +23,6 @@ from ipsec_ike.identifiers import Direction, SaId
 from ipsec_ike.inputs import Acquire, Endpoint, Expire, Mapping
 from ipsec_ike.numbers import Encr, Integ, Protocol, TransformType
 from ipsec_ike.proposal import Transform
-from ipsec_lab import xfrm_rig
 from ipsec_lab.netns import Namespace
 from ipsec_lab.xfrm_rig import (
     CBC,
@@ -32,12 +31,12 @@ from ipsec_lab.xfrm_rig import (
     REQID,
     V4,
     V6,
-    Body,
     End,
     connect,
     inside,
     next_event,
     pair,
+    player,
     policies,
     wire,
     wired,
@@ -52,15 +51,7 @@ def namespaces() -> Iterator[tuple[Namespace, Namespace]]:
 
 @pytest.fixture
 def play(namespaces: tuple[Namespace, Namespace]) -> Callable[..., None]:
-    """Run a test with both back ends; they leave nothing behind."""
-
-    def run(body: Body, *, encap: bool = False) -> None:
-        asyncio.run(xfrm_rig.play(namespaces, body, encap))
-        for namespace in namespaces:
-            assert namespace.run("ip", "xfrm", "state") == ""
-            assert namespace.run("ip", "xfrm", "policy") == ""
-
-    return run
+    return player(namespaces)
 
 
 CIPHERS = [

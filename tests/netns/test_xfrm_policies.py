@@ -26,7 +26,6 @@ from ipsec_ike.config import Mode
 from ipsec_ike.inputs import Acquire
 from ipsec_ike.numbers import Protocol
 from ipsec_ike.selectors import TrafficSelector
-from ipsec_lab import xfrm_rig
 from ipsec_lab.netns import Namespace
 from ipsec_lab.xfrm_rig import (
     CBC,
@@ -34,11 +33,11 @@ from ipsec_lab.xfrm_rig import (
     REQID,
     V4,
     V6,
-    Body,
     End,
     inside,
     next_event,
     pair,
+    player,
     policies,
     wire,
     wired,
@@ -53,15 +52,7 @@ def namespaces() -> Iterator[tuple[Namespace, Namespace]]:
 
 @pytest.fixture
 def play(namespaces: tuple[Namespace, Namespace]) -> Callable[..., None]:
-    """Run a test with both back ends; they leave nothing behind."""
-
-    def run(body: Body, *, encap: bool = False) -> None:
-        asyncio.run(xfrm_rig.play(namespaces, body, encap))
-        for namespace in namespaces:
-            assert namespace.run("ip", "xfrm", "state") == ""
-            assert namespace.run("ip", "xfrm", "policy") == ""
-
-    return run
+    return player(namespaces)
 
 
 def test_nothing_leaves_in_clear_without_an_sa(play: Callable[..., None]) -> None:

@@ -13,6 +13,7 @@ import yaml
 from ipsec_api import compile as compiler
 from ipsec_api.compile import CompileResult
 from ipsec_api.documents import collect
+from ipsec_api.tunnel import TunnelConfig
 
 #: A value that must show up nowhere.
 SECRET = "correct-horse-battery-staple"
@@ -75,5 +76,20 @@ def compiled() -> Callable[..., CompileResult]:
         found = collect({"test.yaml": text})
         assert not found.errors, [str(e) for e in found.errors]
         return compiler.compile(found.snapshot, **options)
+
+    return run
+
+
+@pytest.fixture
+def one(
+    make: Callable[..., dict[str, Any]], compiled: Callable[..., CompileResult]
+) -> Callable[..., TunnelConfig]:
+    """The tunnel of one peer with changes, which must be accepted."""
+
+    def run(**changes: Any) -> TunnelConfig:
+        result = compiled(make("Secret", "hq-psk"), make("IPsecPeer", **changes))
+        assert not result.rejections, [str(r) for r in result.rejections]
+        (tunnel,) = result.tunnels
+        return tunnel
 
     return run

@@ -30,19 +30,6 @@ def pairs(policy: TunnelPolicy) -> list[tuple[str, str]]:
     return [(s.src, s.dst) for s in policy.selectors]
 
 
-@pytest.fixture
-def one(make: Make, compiled: Compiled) -> Callable[..., TunnelConfig]:
-    """The tunnel of one peer with changes, which must be accepted."""
-
-    def run(**changes: Any) -> TunnelConfig:
-        result = compiled(make("Secret", "hq-psk"), make("IPsecPeer", **changes))
-        assert not result.rejections, [str(r) for r in result.rejections]
-        (tunnel,) = result.tunnels
-        return tunnel
-
-    return run
-
-
 # --- the minimal peer -------------------------------------------------------------------------
 
 

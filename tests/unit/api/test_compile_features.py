@@ -22,19 +22,6 @@ def reasons(result: CompileResult) -> list[tuple[str, str, str]]:
     return [(r.name, r.field, r.reason) for r in result.rejections]
 
 
-@pytest.fixture
-def one(make: Make, compiled: Compiled) -> Callable[..., TunnelConfig]:
-    """The tunnel of one peer with changes, which must be accepted."""
-
-    def run(**changes: Any) -> TunnelConfig:
-        result = compiled(make("Secret", "hq-psk"), make("IPsecPeer", **changes))
-        assert not result.rejections, [str(r) for r in result.rejections]
-        (tunnel,) = result.tunnels
-        return tunnel
-
-    return run
-
-
 # --- not yet supported ------------------------------------------------------------------------
 
 PSK = {"method": "preSharedKey", "secretRef": {"name": "hq-psk"}}

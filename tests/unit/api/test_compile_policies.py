@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ipsec_api.compile import CompileResult
-from ipsec_api.tunnel import TunnelConfig, TunnelPolicy, TunnelProposal
+from ipsec_api.tunnel import TunnelPolicy, TunnelProposal
 
 Make = Callable[..., dict[str, Any]]
 Compiled = Callable[..., CompileResult]
@@ -20,19 +20,6 @@ def reasons(result: CompileResult) -> list[tuple[str, str, str]]:
 
 def pairs(policy: TunnelPolicy) -> list[tuple[str, str]]:
     return [(s.src, s.dst) for s in policy.selectors]
-
-
-@pytest.fixture
-def one(make: Make, compiled: Compiled) -> Callable[..., TunnelConfig]:
-    """The tunnel of one peer with changes, which must be accepted."""
-
-    def run(**changes: Any) -> TunnelConfig:
-        result = compiled(make("Secret", "hq-psk"), make("IPsecPeer", **changes))
-        assert not result.rejections, [str(r) for r in result.rejections]
-        (tunnel,) = result.tunnels
-        return tunnel
-
-    return run
 
 
 # --- policies ---------------------------------------------------------------------------------
