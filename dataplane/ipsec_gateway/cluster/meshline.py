@@ -13,6 +13,8 @@ A line is JSON in one row:
 ``owned``      remote subnets by key of each peer that it owns; left out while ``digest`` is the one
                of this stream's line before
 ``ages``       seconds for which it has owned each; goes with ``owned``
+``use``        those of ``owned`` whose traffic may leave in clear text while nobody carries it (all of
+               their policies are ``level: use``); goes with ``owned``, left out if there are none
 ``mac``        HMAC-SHA256, hex, over the nonce of the request and the canonical JSON of the rest
 =============  =====================================================================================
 
@@ -61,6 +63,7 @@ class Line:
     digest: str = ""
     owned: Mapping[str, tuple[str, ...]] | None = None
     ages: Mapping[str, float] = field(default_factory=dict)
+    use: frozenset[str] = frozenset()
 
 
 def digest_of(owned: Mapping[str, tuple[str, ...]]) -> str:
@@ -98,6 +101,8 @@ def encode(line: Line, key: bytes, nonce: str) -> bytes:
     if line.owned is not None:
         document["owned"] = {peer: list(subnets) for peer, subnets in line.owned.items()}
         document["ages"] = {peer: round(age, 1) for peer, age in line.ages.items()}
+        if line.use:
+            document["use"] = sorted(line.use)
     document["mac"] = _mac(key, _LINE, nonce, _canonical(document))
     return _canonical(document) + b"\n"
 
@@ -145,6 +150,7 @@ def _line(document: Mapping[str, Any]) -> Line:
             for peer, subnets in owned.items()
         },
         ages={_text(peer): float(age) for peer, age in ages.items()},
+        use=frozenset(map(_text, document.get("use", ()))),
     )
 
 
