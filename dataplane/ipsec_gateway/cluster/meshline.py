@@ -13,8 +13,8 @@ A line is JSON in one row:
 ``owned``      remote subnets by key of each peer that it owns; left out while ``digest`` is the one
                of this stream's line before
 ``ages``       seconds for which it has owned each; goes with ``owned``
-``use``        those of ``owned`` whose traffic may leave in clear text while nobody carries it (all of
-               their policies are ``level: use``); goes with ``owned``, left out if there are none
+``use``        those of ``owned`` that may go in clear text while nobody carries them (all of their
+               policies are ``level: use``); goes with ``owned``, left out if there are none
 ``mac``        HMAC-SHA256, hex, over the nonce of the request and the canonical JSON of the rest
 =============  =====================================================================================
 
