@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ipsec_ike.config import Lifetime, Mode
+from ipsec_ike.config import Handling, Lifetime, Mode
 from ipsec_ike.identifiers import SaId
 from ipsec_ike.inputs import Endpoint
 from ipsec_ike.proposal import Transform
@@ -58,6 +58,7 @@ class SaSpec:
     remote_ts: tuple[TrafficSelector, ...]
     soft: Lifetime = field(default_factory=Lifetime)
     hard: Lifetime = field(default_factory=Lifetime)
+    handling: Handling = field(default_factory=Handling)
     peer: str = ""
     child: str = ""
 

@@ -44,6 +44,36 @@ class Childless(Enum):
     PREFER = "prefer"
 
 
+class Offload(Enum):
+    """What of an SA a network card does, if it can."""
+
+    OFF = "off"
+    #: Cryptography, where the card and its driver take the SA, else nothing.
+    AUTO = "auto"
+    #: Cryptography, or there is no SA.
+    CRYPTO = "crypto"
+    #: All of ESP, or there is no SA.
+    PACKET = "packet"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Handling:
+    """What the data plane does with a packet beyond protecting it. The engine only passes it on.
+
+    ``interface`` is the number of the interface whose traffic this is, 0 for traffic that is found
+    by its addresses alone. The rest is about the outer header in tunnel mode: DSCP copied to it
+    (RFC 2983), and back from it; ECN (RFC 6040 normal mode, else the outer header has none); the DF
+    bit of IPv4 as the inner packet has it, else never set.
+    """
+
+    interface: int = 0
+    copy_dscp: bool = True
+    keep_outer_dscp: bool = False
+    ecn: bool = True
+    copy_df: bool = True
+    offload: Offload = Offload.AUTO
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lifetime:
     """When an SA ends. 0 means no limit of that kind.
@@ -92,6 +122,7 @@ class ChildConfig:
     lifetime: Lifetime = field(default_factory=lambda: Lifetime(seconds=1800))
     start: Start = Start.NOW
     replay_window: int = 1024
+    handling: Handling = field(default_factory=Handling)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -51,11 +51,16 @@ class PolicyDirection(Enum):
 
 @dataclass(frozen=True, slots=True)
 class PolicyId:
-    """What finds a policy: direction and selector pair, as the packet carries them."""
+    """What finds a policy: direction and selector pair, as the packet carries them.
+
+    With an ``interface`` (the ``if_id`` of an xfrm interface) it is for what is routed there, and
+    for nothing else.
+    """
 
     direction: PolicyDirection
     source: TrafficSelector
     destination: TrafficSelector
+    interface: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

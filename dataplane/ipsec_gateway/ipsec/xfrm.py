@@ -50,14 +50,16 @@ from ipsec_gateway.ipsec.xfrm_messages import (
     get_state,
     raw_key,
     totals,
+    word_of,
 )
 from ipsec_gateway.ipsec.xfrm_netlink import XfrmError, XfrmEvents, XfrmSocket
-from ipsec_gateway.ipsec.xfrm_numbers import UDP_ENCAP, UDP_ENCAP_ESPINUDP
+from ipsec_gateway.ipsec.xfrm_numbers import UDP_ENCAP, UDP_ENCAP_ESPINUDP, Attr
+from ipsec_gateway.ipsec.xfrm_offload import Offloads
 from ipsec_gateway.ipsec.xfrm_policy import (
     IP_PROTOCOL,
     Ends,
 )
-from ipsec_gateway.ipsec.xfrm_sa import Treatment, add_state, direction_of, repeat_state
+from ipsec_gateway.ipsec.xfrm_sa import Treatment, direction_of, repeat_state
 from ipsec_gateway.ipsec.xfrm_spd import KernelSpd
 from ipsec_gateway.marks import REQID_BASE
 from ipsec_ike.actions import SaSpec, UpdateSa
@@ -88,6 +90,7 @@ class XfrmBackend:
     ) -> None:
         self._natt: Final = tuple(natt)
         self._how: Final = treatment or Treatment()
+        self._offloads: Final = Offloads()
         self._netlink: XfrmSocket | None = None
         self._tables: KernelSpd | None = None
         self._events: XfrmEvents | None = None
@@ -165,7 +168,7 @@ class XfrmBackend:
         what = f"SA {spec.id.spi:08x} ({spec.id.direction.value}) of {spec.peer}/{spec.child}"
         key = IP_PROTOCOL[Protocol(spec.id.protocol)], spec.id.spi, spec.destination.address
         try:
-            self._kernel.call(add_state(spec, self._how))
+            self._offloads.install(self._kernel, spec, key, self._how)
         except XfrmError as exc:
             raise DataplaneError(f"{what}: {sa_cause(exc, spec)}") from exc
         except DataplaneError as exc:
@@ -374,21 +377,22 @@ class XfrmBackend:
     def _remove_all(self, kernel: XfrmSocket) -> None:
         """Everything of ours, also what only the kernel knows of. SAs first: what is in flight is
         dropped then, and not sent in clear."""
-        larval: list[State] = []
+        larval: list[Installed] = []
         deletes = []
         for installed in self._dump_states():
             state = installed.state
             if not _ours(state.reqid):
                 continue
             if not state.spi:
-                larval.append(state)
+                larval.append(installed)
             elif state.protocol in _PROTOCOL:
                 deletes.append(delete_state(state.spi, state.protocol, state.destination))
-        for state in larval:
+        for each in larval:
             # It can be deleted by its SPI alone, so it gets one.
             with contextlib.suppress(XfrmError):
-                blank = replace(state, limits=None, counted=(0, 0, 0, 0), sequence=0)
-                kernel.ask(allocate_spi(blank, 0x100, 0xFFFFFFFF))
+                blank = replace(each.state, limits=None, counted=(0, 0, 0, 0), sequence=0)
+                if_id = word_of(each, Attr.IF_ID)
+                kernel.ask(allocate_spi(blank, 0x100, 0xFFFFFFFF, if_id))
         for installed in self._dump_states() if larval else ():
             state = installed.state
             if _ours(state.reqid) and state.spi:

@@ -39,6 +39,7 @@ from ipsec_gateway.ipsec.xfrm_attributes import (
     unpack,
     unpack_address,
     word,
+    word_attribute,
 )
 from ipsec_gateway.ipsec.xfrm_numbers import (
     INFINITE,
@@ -64,6 +65,7 @@ _SPI_RANGE: Final = struct.Struct("=II")
 _ACQUIRE: Final = struct.Struct("=16s4sB3x16s56s168s4I")
 _MAPPING: Final = struct.Struct("=24sI16s16s2s2s")
 _HARD_OFFSET: Final = {Msg.EXPIRE: 224, Msg.POLEXPIRE: 168}
+_POLEXPIRE: Final = 176
 _ANY_FLAGS: Final = 2**32 - 1
 
 
@@ -271,7 +273,7 @@ class Policy:
     """One entry of the SPD (struct xfrm_userpolicy_info and its templates).
 
     Lower ``priority`` wins. ``index`` 0 lets the kernel choose; its lowest three bits are the
-    direction.
+    direction. ``if_id`` is that of the interface whose traffic it is for, 0 for all other traffic.
     """
 
     selector: Selector
@@ -281,6 +283,7 @@ class Policy:
     flags: int = 0
     index: int = 0
     templates: tuple[Template, ...] = ()
+    if_id: int = 0
 
     def info(self) -> bytes:
         """The fixed part: also the value of the IP_XFRM_POLICY socket option."""
@@ -296,10 +299,13 @@ class Policy:
         )
 
     @classmethod
-    def decode(cls, body: memoryview) -> Policy:
-        """NEWPOLICY out of a dump, POLEXPIRE. Raises XfrmFormatError."""
+    def decode(cls, body: memoryview, fixed: int = _POLICY.size) -> Policy:
+        """NEWPOLICY out of a dump, POLEXPIRE. Raises XfrmFormatError.
+
+        ``fixed`` is where the attributes begin, in octets.
+        """
         selector, _, priority, index, direction, verdict, flags, _ = unpack(_POLICY, body)
-        values = dict(attributes(body[_POLICY.size :])) if len(body) > 176 else {}
+        values = dict(attributes(body[fixed:]))
         templates = values.get(Attr.TMPL)
         try:
             kind = Dir(direction)
@@ -313,6 +319,7 @@ class Policy:
             flags=flags,
             index=index,
             templates=() if templates is None else decode_templates(templates),
+            if_id=word(values, Attr.IF_ID),
         )
 
 
@@ -366,7 +373,7 @@ def decode_report(kind: int, body: memoryview) -> Report | None:
         case Msg.EXPIRE:
             return ExpireReport(State.decode(body), _hard(kind, body))
         case Msg.POLEXPIRE:
-            return PolicyExpireReport(Policy.decode(body), _hard(kind, body))
+            return PolicyExpireReport(Policy.decode(body, _POLEXPIRE), _hard(kind, body))
         case Msg.MAPPING:
             sa_id, reqid, _, address, _, port = unpack(_MAPPING, body)
             destination, spi, family, _ = _STATE_ID.unpack(sa_id)
@@ -415,11 +422,16 @@ def dump_states() -> Message:
     return Message(Msg.GETSA, bytes(_STATE_ID.size), NLM_F_REQUEST | NLM_F_DUMP)
 
 
-def allocate_spi(state: State, low: int, high: int) -> Message:
-    """Give a larval SA of the same addresses and reqid an SPI, or make one that has it."""
+def allocate_spi(state: State, low: int, high: int, if_id: int = 0) -> Message:
+    """Give a larval SA of the same addresses, reqid and interface an SPI, or make one that has
+    it."""
     padding = bytes(232 - _STATE.size - _SPI_RANGE.size)
-    body = state.encode() + _SPI_RANGE.pack(low, high) + padding
+    body = state.encode() + _SPI_RANGE.pack(low, high) + padding + _interface(if_id)
     return Message(Msg.ALLOCSPI, body, NLM_F_REQUEST)
+
+
+def _interface(if_id: int) -> bytes:
+    return word_attribute(Attr.IF_ID, if_id) if if_id else b""
 
 
 def put_policy(policy: Policy, values: bytes = b"", *, update: bool) -> Message:
@@ -427,12 +439,14 @@ def put_policy(policy: Policy, values: bytes = b"", *, update: bool) -> Message:
     if policy.templates:
         packed = b"".join(each.encode() for each in policy.templates)
         values = attribute(Attr.TMPL, packed) + values
-    return Message(Msg.UPDPOLICY if update else Msg.NEWPOLICY, policy.info() + values)
+    body = policy.info() + values + _interface(policy.if_id)
+    return Message(Msg.UPDPOLICY if update else Msg.NEWPOLICY, body)
 
 
-def delete_policy(selector: Selector, direction: Dir, index: int = 0) -> Message:
+def delete_policy(selector: Selector, direction: Dir, index: int = 0, if_id: int = 0) -> Message:
     """Remove the policy with this selector, or with this index."""
-    return Message(Msg.DELPOLICY, _POLICY_ID.pack(selector.encode(), index, direction))
+    body = _POLICY_ID.pack(selector.encode(), index, direction)
+    return Message(Msg.DELPOLICY, body + _interface(if_id))
 
 
 def dump_policies() -> Message:

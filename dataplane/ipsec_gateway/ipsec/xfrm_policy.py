@@ -43,8 +43,8 @@ PRIORITY_BASE: Final = 0x1000
 #: Policies of ours have this bit in their index, by which a restarted gateway knows them.
 INDEX_BASE: Final = 0x40000000
 
-#: What identifies a policy in the kernel.
-Key = tuple[Dir, Selector]
+#: What identifies a policy in the kernel: direction, selector, if_id.
+Key = tuple[Dir, Selector, int]
 #: (ours, the peer's) outer address.
 Ends = tuple[str, str]
 
@@ -67,7 +67,7 @@ _DISCOVERY: Final = masks(133, 137, 16)
 
 def key_of(policy: Policy) -> Key:
     """What finds it in the kernel."""
-    return policy.direction, policy.selector
+    return policy.direction, policy.selector, policy.if_id
 
 
 def owned(policy: Policy) -> bool:
@@ -92,6 +92,7 @@ def kernel_policies(spec: PolicySpec, ends: Ends | None) -> list[Policy]:
             verdict=verdict,
             flags=PolicyFlag.ICMP,
             templates=templates,
+            if_id=spec.id.interface,
         )
         for selector in kernel_selectors(spec.id.source, spec.id.destination)
     ]
@@ -157,7 +158,7 @@ def exempts(exemption: Policy, policy: Policy) -> bool:
     one, two = exemption.selector, policy.selector
     return (
         exemption.priority == policy.priority - 1
-        and exemption.direction is policy.direction
+        and (exemption.direction, exemption.if_id) == (policy.direction, policy.if_id)
         and (one.source, one.destination) == (two.source, two.destination)
     )
 
@@ -172,7 +173,7 @@ def policy_spec(policy: Policy) -> PolicySpec | None:
         return None
     direction = next(d for d, kind in _DIRECTIONS.items() if kind is policy.direction)
     blank = PolicySpec(
-        id=PolicyId(direction, *pair),
+        id=PolicyId(direction, *pair, interface=policy.if_id),
         action=PolicyAction.NONE if policy.verdict is Verdict.ALLOW else PolicyAction.DISCARD,
         priority=(policy.priority - PRIORITY_BASE) // 2,
     )

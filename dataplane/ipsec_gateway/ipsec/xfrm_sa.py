@@ -1,8 +1,8 @@
 """SAs to the kernel's states, and their moves. Pure.
 
-What happens to the outer header has defaults that fit nearly everybody (``Treatment``): the DF bit
-of IPv4 and the DSCP go from the inner to the outer header, a DSCP that was changed on the way does
-not come back in, ECN works as in RFC 6040.
+What happens to the outer header is said by each SA (``Handling``), with defaults that fit nearly
+everybody: the DF bit of IPv4 and the DSCP go from the inner to the outer header, a DSCP that was
+changed on the way does not come back in, ECN works as in RFC 6040.
 
 Inbound SAs let ICMP errors pass whose own addresses are outside the selectors but which are about a
 packet inside (XFRM_STATE_ICMP). That flag is also how an inbound SA is told from an outbound one
@@ -57,7 +57,7 @@ from ipsec_gateway.ipsec.xfrm_policy import IP_PROTOCOL
 from ipsec_gateway.ipsec.xfrm_selector import kernel_selectors
 from ipsec_gateway.marks import BYPASS
 from ipsec_ike.actions import SaSpec
-from ipsec_ike.config import Lifetime, Mode
+from ipsec_ike.config import Lifetime, Mode, Offload
 from ipsec_ike.identifiers import Direction
 from ipsec_ike.numbers import Protocol
 
@@ -90,24 +90,22 @@ _NOT_COPIED: Final = frozenset(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Treatment:
-    """What is done beyond protecting a packet.
+    """What is the same for all SAs of a gateway.
 
-    ``output_mark`` is (value, mask) that outer packets get. ``offload`` is the index of the device
-    that does the cryptography, 0 for none. ``directions``: this kernel knows SA_DIR.
+    ``output_mark`` is (value, mask) that outer packets get. ``directions``: this kernel knows
+    SA_DIR.
     """
 
-    copy_df: bool = True
-    copy_dscp: bool = True
-    keep_outer_dscp: bool = False
-    ecn: bool = True
     output_mark: tuple[int, int] | None = (BYPASS, BYPASS)
-    offload: int = 0
-    if_id: int = 0
     directions: bool = False
 
 
-def add_state(spec: SaSpec, how: Treatment) -> Message:
-    """The message that installs ``spec``. Raises DataplaneError for what has no form there."""
+def add_state(spec: SaSpec, how: Treatment, *, offload: bool = False) -> Message:
+    """The message that installs ``spec``. Raises DataplaneError for what has no form there.
+
+    With ``offload`` the device on the way to the peer is to do the cryptography, or all of it if
+    the SA asks for that; the kernel finds out which device that is.
+    """
     outbound = spec.id.direction is Direction.OUT
     ah = spec.id.protocol == Protocol.AH
     if ah and spec.encap:
@@ -125,7 +123,7 @@ def add_state(spec: SaSpec, how: Treatment) -> Message:
         mode=KernelMode.TUNNEL if spec.mode is Mode.TUNNEL else KernelMode.TRANSPORT,
         selector=_selector(spec) if outbound else Selector(),
         window=0 if extended else window,
-        flags=_flags(spec, outbound, how),
+        flags=_flags(spec, outbound),
         limits=_limits(spec.soft, spec.hard),
     )
     parts = [
@@ -142,15 +140,14 @@ def add_state(spec: SaSpec, how: Treatment) -> Message:
             parts.append(word_attribute(Attr.MTIMER_THRESH, MAPPING_INTERVAL))
     if extended:
         parts.append(Replay(window).attribute())
-    if outbound and not how.copy_dscp:
+    if outbound and not spec.handling.copy_dscp:
         parts.append(word_attribute(Attr.SA_EXTRA_FLAGS, ExtraFlag.DONT_ENCAP_DSCP))
-    if how.offload:
-        flags = 0 if outbound else OffloadFlag.INBOUND
-        parts.append(offload_attribute(how.offload, flags))
+    if offload:
+        parts.append(offload_attribute(0, _offload(spec)))
     if outbound and how.output_mark is not None:
         parts.append(set_mark_attributes(*how.output_mark))
-    if how.if_id:
-        parts.append(word_attribute(Attr.IF_ID, how.if_id))
+    if spec.handling.interface:
+        parts.append(word_attribute(Attr.IF_ID, spec.handling.interface))
     if how.directions:
         parts.append(direction_attribute(SaDir.OUT if outbound else SaDir.IN))
     return put_state(state, b"".join(parts))
@@ -163,8 +160,13 @@ def _window(spec: SaSpec, outbound: bool, how: Treatment) -> int:
     return 1 if spec.esn and not how.directions else 0
 
 
-def _flags(spec: SaSpec, outbound: bool, how: Treatment) -> int:
-    flags = 0
+def _offload(spec: SaSpec) -> int:
+    flags = 0 if spec.id.direction is Direction.OUT else OffloadFlag.INBOUND
+    return flags | (OffloadFlag.PACKET if spec.handling.offload is Offload.PACKET else 0)
+
+
+def _flags(spec: SaSpec, outbound: bool) -> int:
+    how, flags = spec.handling, 0
     if spec.mode is Mode.TUNNEL:
         flags |= StateFlag.AF_UNSPEC
     if spec.esn:

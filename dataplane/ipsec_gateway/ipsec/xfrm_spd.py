@@ -136,7 +136,7 @@ class KernelSpd:
     def remove_all(self) -> None:
         """Everything of ours that the kernel has, whoever knows of it."""
         found = map(Policy.decode, self._kernel.dump(dump_policies()))
-        self._kernel.execute([delete_policy(p.selector, p.direction) for p in found if owned(p)])
+        self._kernel.execute([_delete(key_of(p)) for p in found if owned(p)])
 
     def _changes(self, spec: PolicySpec) -> list[tuple[Message, PolicySpec, Policy]]:
         """What has to be told to the kernel, of which it has some already."""
@@ -151,9 +151,7 @@ class KernelSpd:
                 continue
             final = replace(policy, index=before.index if before else self._next_index(policy))
             changes.append((put_policy(final, update=key in self._owners), spec, final))
-        for key in known.keys() - wanted.keys():
-            direction, selector = key
-            changes.append((delete_policy(selector, direction), spec, known[key]))
+        changes += [(_delete(key), spec, known[key]) for key in known.keys() - wanted.keys()]
         self._leave(spec.id)
         self._enter(spec)
         for key in wanted:
@@ -179,7 +177,7 @@ class KernelSpd:
     def _uninstall(self, keys: Iterable[Key]) -> list[str]:
         """Remove policies that no other entry of ours has taken over."""
         mine = [key for key in keys if self._owners.get(key, False) is None]
-        results = self._kernel.execute([delete_policy(sel, direction) for direction, sel in mine])
+        results = self._kernel.execute([_delete(key) for key in mine])
         troubles = []
         for key, error in zip(mine, results, strict=True):
             del self._owners[key]
@@ -215,6 +213,11 @@ class KernelSpd:
         """One of our range that nobody has; the lowest bits are the direction."""
         self._index += 1
         return self._index << 3 | policy.direction
+
+
+def _delete(key: Key) -> Message:
+    direction, selector, if_id = key
+    return delete_policy(selector, direction, if_id=if_id)
 
 
 def _raise(troubles: Sequence[str]) -> None:

@@ -114,6 +114,7 @@ def _spec(
         soft=soft,
         hard=config.lifetime,
         peer=sa.peer.config.name,
+        handling=config.handling,
         child=config.name,
     )
 

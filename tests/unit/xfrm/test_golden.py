@@ -11,6 +11,7 @@ import socket
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
@@ -23,6 +24,8 @@ from ipsec_gateway.ipsec.xfrm_numbers import (
     Dir,
     ExtraFlag,
     KernelMode,
+    Msg,
+    OffloadFlag,
     PolicyFlag,
     StateFlag,
     Verdict,
@@ -113,6 +116,38 @@ OURS: dict[str, Message] = {
         + attr.mark_attribute(0x10, 0x70),
     ),
     "spi 0x1008": msg.put_state(state(0x1008), GCM + attr.offload_attribute(1, 0)),
+    "spi 0x1009": msg.put_state(
+        state(0x1009), GCM + attr.offload_attribute(1, OffloadFlag.INBOUND)
+    ),
+    "spi 0x100a": msg.put_state(state(0x100A, **SIX), GCM + attr.offload_attribute(1, 0)),
+    # Without a name of the device the kernel takes the one on the way.
+    "spi 0x100b": msg.put_state(
+        state(0x100B, flags=UNSPEC),
+        GCM + attr.offload_attribute(0, 0) + attr.word_attribute(Attr.IF_ID, 0x20000017),
+    ),
+    "dst 0.0.0.0/0 dir fwd priority 9": msg.put_policy(
+        Policy(
+            selector=nets("0.0.0.0/0", "0.0.0.0/0"),
+            direction=Dir.FORWARD,
+            priority=9,
+            templates=(template(),),
+            if_id=0x20000017,
+        ),
+        update=False,
+    ),
+    "dst ::/0 dir out action block": msg.put_policy(
+        Policy(
+            selector=nets("::/0", "::/0"),
+            direction=Dir.OUT,
+            priority=9,
+            verdict=Verdict.BLOCK,
+            if_id=0x20000017,
+        ),
+        update=False,
+    ),
+    "policy delete src 0.0.0.0/0": msg.delete_policy(
+        nets("0.0.0.0/0", "0.0.0.0/0"), Dir.FORWARD, if_id=0x20000017
+    ),
     "state update": msg.put_state(
         state(0x1005), GCM + Encapsulation(4500, 40999).attribute(), update=True
     ),
@@ -156,7 +191,7 @@ OURS: dict[str, Message] = {
         ),
         update=True,
     ),
-    "action block": msg.put_policy(
+    "proto icmp": msg.put_policy(
         Policy(
             selector=nets(
                 *HOSTS,
@@ -196,15 +231,29 @@ OURS: dict[str, Message] = {
         attr.mark_attribute(0x10, 0x70) + attr.word_attribute(Attr.IF_ID, 0x17),
         update=False,
     ),
-    "policy delete": msg.delete_policy(nets("10.1.0.0/16", "10.2.0.0/16"), Dir.OUT),
+    "policy delete src 10.1": msg.delete_policy(nets("10.1.0.0/16", "10.2.0.0/16"), Dir.OUT),
     "hthresh4": msg.set_thresholds((24, 24), (48, 56)),
 }
 
 
+@pytest.mark.parametrize("words", [w for w, m in OURS.items() if m.kind == Msg.NEWPOLICY])
+def test_a_policy_is_read_as_it_was_written(words: str) -> None:
+    policy = Policy.decode(memoryview(OURS[words].body))
+    again = msg.put_policy(policy, update=False).body
+    assert OURS[words].body.startswith(again[:168])
+    assert bool(policy.if_id) is ("if_id" in _vector(words)["command"])
+    if Attr.MARK not in dict(attr.attributes(memoryview(OURS[words].body)[168:])):
+        assert again == OURS[words].body
+
+
+def _vector(words: str) -> dict[str, Any]:
+    (vector,) = [v for v in VECTORS if words in v["command"]]
+    return cast(dict[str, Any], vector)
+
+
 @pytest.mark.parametrize("words", OURS)
 def test_a_message_is_what_iproute2_sends(words: str) -> None:
-    (vector,) = [v for v in VECTORS if words in v["command"]]
-    ours = OURS[words]
+    vector, ours = _vector(words), OURS[words]
     assert (ours.kind, ours.flags) == (vector["type"], vector["flags"])
     assert ours.body.hex() == vector["body"]
 

@@ -13,7 +13,7 @@ from ipsec_gateway.ipsec.xfrm_messages import Installed, Message, State, raw_key
 from ipsec_gateway.ipsec.xfrm_numbers import INFINITE, Attr, Msg, StateFlag
 from ipsec_gateway.ipsec.xfrm_sa import JUMP, Treatment, add_state, direction_of, repeat_state
 from ipsec_ike.actions import SaSpec
-from ipsec_ike.config import Lifetime, Mode
+from ipsec_ike.config import Handling, Lifetime, Mode, Offload
 from ipsec_ike.identifiers import Direction
 from ipsec_ike.numbers import Protocol
 from ipsec_ike.selectors import TrafficSelector
@@ -85,13 +85,39 @@ def test_ah_is_padded_as_others_expect_it(spec: SaSpec, aligned: bool) -> None:
 def test_outer_headers() -> None:
     plain, _ = decoded(add_state(out(), Treatment()))
     assert plain.flags == StateFlag.AF_UNSPEC
-    how = Treatment(copy_df=False, copy_dscp=False, keep_outer_dscp=True, ecn=False)
-    state, values = decoded(add_state(out(), how))
+    how = Handling(copy_df=False, copy_dscp=False, keep_outer_dscp=True, ecn=False)
+    state, values = decoded(add_state(out(handling=how), Treatment()))
     assert state.flags == StateFlag.AF_UNSPEC | StateFlag.NOPMTUDISC | StateFlag.NOECN
     assert values[Attr.SA_EXTRA_FLAGS] == b"\1\0\0\0"
-    state, values = decoded(add_state(inward(), how))
-    assert state.flags & StateFlag.DECAP_DSCP
+    state, values = decoded(add_state(inward(handling=how), Treatment()))
+    assert state.flags == StateFlag.AF_UNSPEC | (
+        StateFlag.DECAP_DSCP | StateFlag.NOECN | StateFlag.ICMP
+    )
     assert Attr.SA_EXTRA_FLAGS not in values
+
+
+@pytest.mark.parametrize(
+    ("spec", "value"),
+    [
+        (out(), b"\0\0\0\0\0\0\0\0"),
+        (inward(), b"\0\0\0\0\2\0\0\0"),
+        (out(handling=Handling(offload=Offload.PACKET)), b"\0\0\0\0\4\0\0\0"),
+        (inward(handling=Handling(offload=Offload.PACKET)), b"\0\0\0\0\6\0\0\0"),
+    ],
+)
+def test_a_card_is_asked_for_its_part(spec: SaSpec, value: bytes) -> None:
+    assert decoded(add_state(spec, Treatment(), offload=True))[1][Attr.OFFLOAD_DEV] == value
+    assert Attr.OFFLOAD_DEV not in decoded(add_state(spec, Treatment()))[1]
+
+
+@pytest.mark.parametrize("make", [out, inward])
+def test_an_interface_has_sas_of_its_own(make: Any) -> None:
+    spec = make(handling=Handling(interface=0x20000017), replay_window=32)
+    assert decoded(add_state(spec, Treatment()))[1][Attr.IF_ID] == b"\x17\0\0\x20"
+    assert Attr.IF_ID not in decoded(add_state(make(), Treatment()))[1]
+    # A moved SA stays with it.
+    copy = repeat_state(memoryview(add_state(spec, Treatment()).body), *OUTER6, None)
+    assert decoded(copy)[1][Attr.IF_ID] == b"\x17\0\0\x20"
 
 
 def test_what_was_agreed_is_the_selector_of_the_outbound_sa_alone() -> None:
