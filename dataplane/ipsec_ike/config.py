@@ -125,6 +125,45 @@ class ChildConfig:
     handling: Handling = field(default_factory=Handling)
 
 
+    #: The template that the engine made this child from; empty for a configured one.
+    template: str = ""
+    #: (local, remote) of what the SAs carry, where that is not what was agreed on.
+    installed: tuple[tuple[TrafficSelector, ...], tuple[TrafficSelector, ...]] | None = None
+
+
+class Taken(NamedTuple):
+    """Traffic that a template must not give away, and whose it is, in words.
+
+    ``first``: it is looked at before what the template gives, so that nothing within it would ever
+    match; otherwise only the very same pair is refused.
+    """
+
+    local: TrafficSelector
+    remote: TrafficSelector
+    owner: str
+    first: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TemplateConfig:
+    """A pattern for children that a peer asks for, as responder only.
+
+    What it asks for is narrowed to ``local_ts`` and ``remote_ts`` and becomes a child of its own,
+    with a reqid between the two of ``reqids``. A remote default route is given only with
+    ``default_route``.
+    """
+
+    name: str
+    local_ts: tuple[TrafficSelector, ...]
+    remote_ts: tuple[TrafficSelector, ...]
+    proposals: tuple[Proposal, ...]
+    reqids: tuple[int, int]
+    mode: Mode = Mode.TUNNEL
+    lifetime: Lifetime = field(default_factory=lambda: Lifetime(seconds=1800))
+    replay_window: int = 1024
+    handling: Handling = field(default_factory=Handling)
+    default_route: bool = False
+    taken: tuple[Taken, ...] = ()
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IdentityConfig:
     """Who we are and who may answer. A responder tries them by the received IDi (and IDr).
@@ -135,6 +174,8 @@ class IdentityConfig:
     ``children`` names the children that this identity may use; empty means all of the peer's.
     """
 
+    ``templates`` names the templates that it may ask for children from, and ``any_port`` says that
+    those carry all ports that their template has, whatever ports were asked for.
     name: str
     local_id: Identity | None = None
     remote_id: Identity | None = None
@@ -143,6 +184,8 @@ class IdentityConfig:
     children: tuple[str, ...] = ()
 
 
+    templates: tuple[str, ...] = ()
+    any_port: bool = False
 class Path(NamedTuple):
     """Two IP addresses as text: where an initiation is sent from (the shell asked the routing
     table, NAT detection needs it) and where to."""
@@ -167,6 +210,7 @@ class PeerConfig:
     ike_proposals: tuple[Proposal, ...]
     paths: tuple[Path, ...] = ()
     remote_networks: tuple[IPv4Network | IPv6Network, ...] = ()
+    templates: tuple[TemplateConfig, ...] = ()
     remote_port: int = 500
     local_address: str | None = None
     #: False: never initiate.
@@ -215,3 +259,5 @@ class Limits:
     children: int = 256
     #: Seconds for which a COOKIE secret signs new cookies; it verifies twice as long.
     cookie_lifetime: float = 30.0
+    #: Pairs of prefixes and ports that one remote identity may have from templates.
+    generated: int = 1024

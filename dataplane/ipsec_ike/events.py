@@ -91,7 +91,7 @@ class IkeSaDown(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChildSaUp(Event):
-    """A CHILD_SA is installed in both directions."""
+    """A CHILD_SA is installed in both directions. ``template`` is what it was made from, if any."""
 
     child: str
     reqid: int
@@ -101,6 +101,7 @@ class ChildSaUp(Event):
     local_ts: tuple[TrafficSelector, ...]
     remote_ts: tuple[TrafficSelector, ...]
     encap: bool
+    template: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,6 +130,7 @@ class ChildSaDown(Event):
     spi_in: int
     reason: Reason
     message: str
+    template: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,6 +161,19 @@ class SelectorsMismatch(Event):
     child: str
     ours: tuple[tuple[TrafficSelector, ...], tuple[TrafficSelector, ...]]
     theirs: tuple[tuple[TrafficSelector, ...], tuple[TrafficSelector, ...]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SelectorsRefused(Event):
+    """What a peer asked for lies within a template, and is not given to it all the same.
+
+    ``message`` says why, and names who has the traffic if it is somebody else's.
+    """
+
+    template: str
+    remote_id: str
+    wanted: tuple[tuple[TrafficSelector, ...], tuple[TrafficSelector, ...]]
+    message: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

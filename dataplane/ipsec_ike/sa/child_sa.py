@@ -143,6 +143,12 @@ class ChildSa(Timed):
         self.waiting: SaSpec | None = None
         self.successor: ChildSa | None = None
 
+    @property
+    def carries(self) -> tuple[tuple[TrafficSelector, ...], tuple[TrafficSelector, ...]]:
+        """The local and remote selectors of its SAs; agreed on are ``local_ts`` and
+        ``remote_ts``."""
+        return self.config.installed or (self.local_ts, self.remote_ts)
+
     def become(self, state: ChildState) -> None:
         """Change the state; the table above says what may follow what."""
         assert state in TRANSITIONS[self.state], f"{self.state} -> {state}"

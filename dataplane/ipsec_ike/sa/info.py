@@ -12,6 +12,7 @@ from ipsec_ike.selectors import TrafficSelector
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChildSaInfo:
     """One CHILD_SA; ``state`` is ChildState's value. ``outbound``: packets are sent on it.
+    ``local_ts`` and ``remote_ts`` are those of its SAs.
 
     Times are in the engine's seconds; ``rekey_at`` and ``expires_at`` are infinite without a limit.
     """
@@ -30,6 +31,8 @@ class ChildSaInfo:
     created_at: float
     rekey_at: float
     expires_at: float
+    #: What it was made from because the peer asked for it; empty for a configured one.
+    template: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -95,6 +95,7 @@ def _spec(
     sa: IkeSa, child: ChildSa, sa_id: SaId, keys: tuple[bytes, bytes], soft: Lifetime
 ) -> SaSpec:
     config, suite = child.config, child.suite
+    local_ts, remote_ts = child.carries
     inbound = sa_id.direction is Direction.IN
     return SaSpec(
         id=sa_id,
@@ -109,8 +110,8 @@ def _spec(
         integrity_key=Secret(keys[1]),
         esn=suite.esn,
         replay_window=config.replay_window,
-        local_ts=child.local_ts,
-        remote_ts=child.remote_ts,
+        local_ts=local_ts,
+        remote_ts=remote_ts,
         soft=soft,
         hard=config.lifetime,
         peer=sa.peer.config.name,
@@ -153,6 +154,7 @@ def confirm(sa: IkeSa, found: Sequence[ChildSa]) -> None:
 
 def announce(sa: IkeSa, child: ChildSa) -> None:
     """Tell that a new child carries traffic in both directions."""
+    local_ts, remote_ts = child.carries
     sa.host.emit(
         ChildSaUp(
             peer=sa.peer.config.name,
@@ -161,9 +163,10 @@ def announce(sa: IkeSa, child: ChildSa) -> None:
             spi_in=child.spi_in,
             spi_out=child.spi_out,
             suite=child.suite.name,
-            local_ts=child.local_ts,
-            remote_ts=child.remote_ts,
+            local_ts=local_ts,
+            remote_ts=remote_ts,
             encap=sa.encap,
+            template=child.config.template,
         )
     )
     sa.peer.child_up(sa, child)
@@ -234,6 +237,7 @@ def report_down(sa: IkeSa, child: ChildSa, reason: Reason, message: str) -> None
             spi_in=child.spi_in,
             reason=reason,
             message=message,
+            template=child.config.template,
         )
     )
 

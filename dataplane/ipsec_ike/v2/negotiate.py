@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
-from ipsec_ike.config import ChildConfig, Mode
+from ipsec_ike.config import ChildConfig, Mode, TemplateConfig
 from ipsec_ike.crypto.groups import KeyExchange, generate
 from ipsec_ike.errors import (
     IkeError,
@@ -28,6 +28,7 @@ from ipsec_ike.sa import choose
 from ipsec_ike.sa.child_sa import ChildState
 from ipsec_ike.sa.narrowing import Match, Selectors, candidates, covers
 from ipsec_ike.sa.suite import child_suite
+from ipsec_ike.v2 import templates
 from ipsec_ike.v2.children import Agreed
 from ipsec_ike.v2.exchange import find, need, notification, selectors
 from ipsec_ike.v2.keymat import child_keys
@@ -162,11 +163,12 @@ def answer(
     nonces: Nonces | None = None,
     rekey: bool = False,
 ) -> tuple[Agreed, list[Payload], Nonces]:
-    """Agree to the peer's offer for one of ``allowed``; the last result are the nonces used.
+    """Agree to the peer's offer for one of ``allowed``, or for what a template gives; the last
+    result are the nonces used.
 
     ``nonces`` are those of IKE_SA_INIT if this is IKE_AUTH. With ``rekey`` there may be as many
-    children again, because the old ones go. Raises an IkeError to refuse with, after the event
-    that explains it.
+    children again, because the old ones go, and templates are not asked. Raises an IkeError to
+    refuse with, after the event that explains it.
     """
     host = sa.host
     if len(sa.children) >= host.limits.children * (2 if rekey else 1):
@@ -175,8 +177,12 @@ def answer(
     local = selectors(payloads, PayloadType.TSr)
     live = [child.config.name for child in sa.children if child.state is not ChildState.DELETED]
     matches = candidates(allowed, local, remote, live)
+    told = False
+    if not rekey:
+        matches, told = templates.complete(sa, matches, local, remote)
     if not matches:
-        sa.host.emit(_selectors_mismatch(sa, allowed, local, remote))
+        if not told:
+            sa.host.emit(_selectors_mismatch(sa, allowed, local, remote))
         raise TsUnacceptable("no child has these selectors")
     in_auth = nonces is not None
     ke = None if in_auth else find(payloads, KePayload)
@@ -272,10 +278,11 @@ def _exchange(
 def _selectors_mismatch(
     sa: IkeSa, allowed: Sequence[ChildConfig], local: Selectors, remote: Selectors
 ) -> SelectorsMismatch:
-    """With what all children together would have allowed."""
+    """With what all children and templates together would have allowed."""
+    every: list[ChildConfig | TemplateConfig] = [*allowed, *templates.allowed(sa)]
     ours = (
-        tuple(dict.fromkeys(ts for child in allowed for ts in child.local_ts)),
-        tuple(dict.fromkeys(ts for child in allowed for ts in child.remote_ts)),
+        tuple(dict.fromkeys(ts for each in every for ts in each.local_ts)),
+        tuple(dict.fromkeys(ts for each in every for ts in each.remote_ts)),
     )
     return SelectorsMismatch(
         peer=sa.peer.config.name,

@@ -18,7 +18,7 @@ from ipsec_ike.sa.lifetimes import share
 from ipsec_ike.sa.nat import IKE_PORT, NATT_PORT
 from ipsec_ike.sa.timers import NEVER, Timed
 from ipsec_ike.secret import Secret
-from ipsec_ike.v2 import children, crowd, init, revise, unique
+from ipsec_ike.v2 import children, crowd, init, revise, templates, unique
 from ipsec_ike.v2.create_child import CreateChild, Packet
 from ipsec_ike.v2.ike_sa import IkeSa
 from ipsec_ike.v2.init import Handshake
@@ -180,9 +180,15 @@ class Peer(Timed):
             return self.config.children
         return tuple(c for c in self.config.children if c.name in identity.children)
 
+    def configured(self, sa: IkeSa, child: ChildConfig) -> ChildConfig | None:
+        """What ``child`` is in the configuration of now, for the identity of ``sa``."""
+        if child.template:
+            return templates.again(sa, child)
+        return next((c for c in self.allowed(sa) if c.name == child.name), None)
+
     def allows(self, sa: IkeSa, child: ChildConfig) -> bool:
         """Whether this child is still configured, as it is, for the identity of ``sa``."""
-        return child in self.allowed(sa)
+        return self.configured(sa, child) == child
 
     # -- what there should be ------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ identities, IKE proposals, NAT wishes          a new IKE SA is made, then the ol
 addresses                                      the same, for IKE SAs that we initiated elsewhere
 child gone                                     its SAs are deleted
 child's selectors, proposals, mode, reqid      a new CHILD_SA is made, then the old one deleted
+template gone, or gives something else         what was made from it is deleted
 lifetimes                                      counted anew from the start of each SA
 everything else                                takes effect with the next use
 """
@@ -16,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ipsec_ike.config import PeerConfig
+from ipsec_ike.config import IdentityConfig, PeerConfig
 from ipsec_ike.errors import LocalMisuse
 from ipsec_ike.events import Reason
 from ipsec_ike.sa.lifetimes import soft_limit
@@ -82,6 +83,13 @@ def _check(configs: Sequence[PeerConfig]) -> None:
                 raise LocalMisuse(f"child {child.name} needs proposals and selectors")
             children.add(child.name)
             reqids.add(child.reqid)
+        templates: set[str] = set()
+        for template in config.templates:
+            if template.name in templates:
+                raise LocalMisuse(f"peer {config.name} has two templates named {template.name}")
+            if not (template.proposals and template.local_ts and template.remote_ts):
+                raise LocalMisuse(f"template {template.name} needs proposals and selectors")
+            templates.add(template.name)
 
 
 def _apply(peer: Peer, old: PeerConfig) -> None:
@@ -130,9 +138,11 @@ def _same_credentials(sa: IkeSa, old: PeerConfig, new: PeerConfig) -> bool:
     if before is None or after is None:
         return False
     # Which children it may have is checked child by child, and the previous secret ends nothing.
-    return replace(before, children=(), psk_previous=None) == replace(
-        after, children=(), psk_previous=None
-    )
+    return _lasting(before) == _lasting(after)
+
+
+def _lasting(identity: IdentityConfig) -> IdentityConfig:
+    return replace(identity, children=(), templates=(), any_port=False, psk_previous=None)
 
 
 def _keep_identity(sa: IkeSa, new: PeerConfig) -> None:

@@ -130,7 +130,8 @@ class RekeyChild(Exchange):
         if error.notify == NotifyType.CHILD_SA_NOT_FOUND:
             children.remove(sa, old, grace=False)
             children.report_down(sa, old, Reason.PEER_DELETED, "the peer does not have it any more")
-            sa.enqueue(CreateChild(old.config))
+            if not old.config.template:
+                sa.enqueue(CreateChild(old.config))
             return
         soon = error.notify == NotifyType.TEMPORARY_FAILURE
         self._not_yet(sa, f"the peer answers {name_of(error)}", soon=soon)

@@ -45,6 +45,7 @@ def _ike(sa: IkeSa) -> IkeSaInfo:
 
 
 def _child(sa: IkeSa, child: ChildSa) -> ChildSaInfo:
+    local_ts, remote_ts = child.carries
     return ChildSaInfo(
         name=child.config.name,
         reqid=child.config.reqid,
@@ -55,9 +56,10 @@ def _child(sa: IkeSa, child: ChildSa) -> ChildSaInfo:
         suite=child.suite.name,
         mode=child.mode.value,
         encap=sa.encap,
-        local_ts=child.local_ts,
-        remote_ts=child.remote_ts,
+        local_ts=local_ts,
+        remote_ts=remote_ts,
         created_at=child.created_at,
         rekey_at=child.soft_at,
         expires_at=child.hard_at,
+        template=child.config.template,
     )

@@ -129,6 +129,7 @@ def _start(sa: IkeSa) -> None:
         )
     for child in sa.children:
         if child.live and (child.outbound or child.waiting is not None):
+            local_ts, remote_ts = child.carries
             host.emit(
                 ChildSaResumed(
                     peer=config.name,
@@ -137,9 +138,10 @@ def _start(sa: IkeSa) -> None:
                     spi_in=child.spi_in,
                     spi_out=child.spi_out,
                     suite=child.suite.name,
-                    local_ts=child.local_ts,
-                    remote_ts=child.remote_ts,
+                    local_ts=local_ts,
+                    remote_ts=remote_ts,
                     encap=sa.encap,
+                    template=child.config.template,
                 )
             )
         host.timers.arm(child)

@@ -33,9 +33,11 @@ def children(sa: IkeSa) -> None:
 def child(sa: IkeSa, child: ChildSa) -> None:
     """One child: nothing, new lifetimes, a new child in its place, or its end."""
     before = child.config
-    config = next((c for c in sa.peer.allowed(sa) if c.name == before.name), None)
+    config = sa.peer.configured(sa, before)
     if config is None:
         text = "the child was removed from the configuration"
+        if before.template:
+            text = f"template {before.template} does not give these selectors any more"
         deletes.delete_child(sa, child, Reason.CONFIGURATION, text)
     elif config != before:
         _changed(sa, child, config)
@@ -50,7 +52,7 @@ def _changed(sa: IkeSa, child: ChildSa, config: ChildConfig) -> None:
         replay_window=before.replay_window,
     )
     if hot != before:
-        if peer.config.initiate:
+        if peer.config.initiate and not config.template:
             peer.wanted.setdefault(config.name, (None, None))
         else:
             text = "the configuration of the child changed"
