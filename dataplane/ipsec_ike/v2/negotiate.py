@@ -286,7 +286,7 @@ def _selectors_mismatch(
     )
     return SelectorsMismatch(
         peer=sa.peer.config.name,
-        child=allowed[0].name if len(allowed) == 1 else "",
+        child=allowed[0].name if len(every) == len(allowed) == 1 else "",
         ours=ours,
         theirs=(local, remote),
     )
