@@ -102,6 +102,15 @@ class Claims:
             self._lengths.setdefault(key[0], set()).add(key[2])
         self._by_prefix.setdefault(key, []).append(claim)
 
+    def remove(self, claim: Claim) -> None:
+        """Raises ValueError or KeyError where there is no such claim."""
+        key = _key(network(claim.selector.dst))
+        held = self._by_prefix[key]
+        held.remove(claim)
+        if not held:
+            del self._by_prefix[key]
+            del self._keys[bisect_left(self._keys, key)]
+
     def overlapping(self, selector: TunnelSelector) -> Iterator[Claim]:
         """Claims that some packet matches along with ``selector``."""
         dst = network(selector.dst)

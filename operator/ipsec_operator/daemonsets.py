@@ -1,4 +1,4 @@
-"""Settings to DaemonSets: the gateways on the labelled nodes, the route agents on all of them. Pure.
+"""Settings to DaemonSets: gateways on the labelled nodes, route agents on all nodes. Pure.
 
 A gateway has UDP 500 and 4500 of its node, so that two of them never run on one node: a roll takes
 one pod away before it makes the next one (``maxUnavailable`` 1, ``maxSurge`` 0). Its ``preStop``
