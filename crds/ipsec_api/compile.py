@@ -27,6 +27,7 @@ from typing import Literal
 
 from ipsec_api import features, suites
 from ipsec_api.credentials import Fault, SecretIndex, entries, resolve
+from ipsec_api.gateways import further_endpoints, gateway_fields
 from ipsec_api.peer import Dpd, IPsecPeerSpec, Profile
 from ipsec_api.policy import IPsecPolicySpec, Proposal
 from ipsec_api.rejection import Advice, Rejection
@@ -362,10 +363,15 @@ def _tunnel(accepted: _Peer, policies: Sequence[TunnelPolicy]) -> TunnelConfig:
         networks: tuple[str, ...] = ("0.0.0.0/0", "::/0")
     else:
         networks = (_endpoint(spec),) if is_cidr(address) or is_ip(address) else ()
+    further = further_endpoints(spec)
+    if address is not None and further:
+        networks = (_endpoint(spec), *further)
     dpd = profile.dpd or Dpd()
     return TunnelConfig(
         source=accepted.peer.ref,
-        addresses=() if spec.passive or address is None else (_endpoint(spec).partition("/")[0],),
+        addresses=()
+        if spec.passive or address is None
+        else (_endpoint(spec).partition("/")[0], *further),
         remote_networks=networks,
         port=spec.port,
         local_address=spec.local_address,
@@ -395,4 +401,5 @@ def _tunnel(accepted: _Peer, policies: Sequence[TunnelPolicy]) -> TunnelConfig:
         local_interface=spec.local_interface,
         routing_table=spec.routing.table_id if spec.routing else None,
         rule_priority=spec.routing.rule_priority if spec.routing else None,
+        **gateway_fields(spec),
     )

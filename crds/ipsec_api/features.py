@@ -30,8 +30,6 @@ class Unbuilt(Generic[T]):
 
 PEER: Final[tuple[Unbuilt[IPsecPeerSpec], ...]] = (
     Unbuilt("exchangeMode", lambda s: s.exchange_mode != "ike2", "set exchangeMode: ike2"),
-    Unbuilt("gatewaySelector", lambda s: s.gateway_selector is not None, "remove it"),
-    Unbuilt("failover", lambda s: s.failover is not None, "remove it"),
     Unbuilt("profileRef", lambda s: s.profile_ref is not None, "write the profile in spec.profile"),
     Unbuilt(
         "routing.routingMark",
@@ -47,11 +45,6 @@ PEER: Final[tuple[Unbuilt[IPsecPeerSpec], ...]] = (
         "routing.metric",
         lambda s: s.routing is not None and s.routing.metric is not None,
         "remove it",
-    ),
-    Unbuilt(
-        "probe",
-        lambda s: s.probe is not None and s.probe.enabled,
-        "remove it, or set probe.enabled: false",
     ),
     Unbuilt(
         "deletionPolicy", lambda s: s.deletion_policy != "Graceful", "set deletionPolicy: Graceful"

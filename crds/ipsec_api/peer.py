@@ -20,6 +20,7 @@ from ipsec_api.rules import ListOf, Rule, SpecModel
 from ipsec_api.scalars import (
     Cidr,
     DpdInterval,
+    HostName,
     IpAddress,
     LeaseDuration,
     Lifetime,
@@ -298,7 +299,8 @@ class Probe(SpecModel):
     """Whether to probe."""
 
     targets: Annotated[tuple[IpAddress, ...], Field(max_length=8), ListOf("set")] = ()
-    """Addresses to ask; the peer's own probe responder where empty."""
+    """Addresses behind the peer to ask, in order; the first one of each remote subnet where empty,
+    which counts once it has answered."""
 
     interval: Lifetime = "2s"
     """Time between probes."""
@@ -307,7 +309,8 @@ class Probe(SpecModel):
     """Lost probes in a row that make the peer unhealthy."""
 
     source_address: IpAddress | None = None
-    """Source address of the probes; one of the local subnets where absent."""
+    """Source address of the probes, one of the gateway's own in a local subnet; found by itself
+    where absent."""
 
 
 class IPsecPeerSpec(SpecModel):
@@ -316,6 +319,10 @@ class IPsecPeerSpec(SpecModel):
     address: RemoteAddress | None = None
     """Where the peer is: IP address or DNS name; for a passive peer also a network, or nothing for
     anywhere."""
+
+    fallback_addresses: Annotated[tuple[HostName, ...], Field(max_length=7), ListOf("set")] = ()
+    """Further addresses of the peer: IP addresses or DNS names that are tried in order when the
+    ones before do not answer."""
 
     port: Port = 500
     """UDP port of the peer when we initiate."""

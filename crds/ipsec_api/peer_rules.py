@@ -87,6 +87,21 @@ PEER_RULES: Final = (
         field="address",
     ),
     Rule(
+        cel="!has(self.fallbackAddresses) || size(self.fallbackAddresses) == 0"
+        " || has(self.address)",
+        message="fallbackAddresses without a first address: set address",
+        check=lambda s: not s.fallback_addresses or s.address is not None,
+        field="fallbackAddresses",
+    ),
+    Rule(
+        cel="!self.passive || !has(self.fallbackAddresses)"
+        " || self.fallbackAddresses.all(a, isIP(a))",
+        message="a passive peer has no use for DNS names: write IP addresses in fallbackAddresses,"
+        " or remove passive",
+        check=lambda s: not s.passive or all(is_ip(a) for a in s.fallback_addresses),
+        field="fallbackAddresses",
+    ),
+    Rule(
         cel="self.exchangeMode != 'aggressive' && self.exchangeMode != 'base' ||"
         " self.allowInsecure",
         message="this mode exposes the identity and the hash of the secret: use ike2 or main, or"

@@ -141,6 +141,17 @@ RemoteAddress = Annotated[
     ),
 ]
 
+#: One address or DNS name.
+HostName = Annotated[
+    str,
+    Field(min_length=1, max_length=253),
+    Rule(
+        cel=f"isIP(self) || self.matches('{FQDN_PATTERN}')",
+        message="not an IP address or DNS name: write 192.0.2.1 or vpn.example.com",
+        check=lambda v: is_ip(v) or is_fqdn(v),
+    ),
+]
+
 DomainName = Annotated[
     str,
     Field(min_length=1, max_length=253),

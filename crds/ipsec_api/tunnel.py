@@ -122,6 +122,34 @@ class TunnelMapping(ApiModel):
     mapped: str
 
 
+class TunnelFailover(ApiModel):
+    """Which gateways may own the peer, and when another one takes it over."""
+
+    #: Group of gateways; empty is the default group.
+    group: str = ""
+    #: Labels of the node.
+    labels: dict[str, str] = Field(default_factory=dict)
+    #: Whether a gateway whose probe fails gives the peer up.
+    by_probe: bool = True
+    #: Seconds of silence after which a gateway counts as gone.
+    patience: int = 6
+    #: Whether the preferred gateway takes the peer back.
+    preempt: bool = False
+
+
+class TunnelProbe(ApiModel):
+    """How the tunnel is probed."""
+
+    enabled: bool = True
+    #: Addresses to ask; none: addresses that the gateway tries by itself.
+    targets: tuple[str, ...] = ()
+    #: Seconds.
+    interval: int = 2
+    #: Lost probes in a row.
+    failure_threshold: int = 5
+    source_address: str | None = None
+
+
 class TunnelConfig(ApiModel):
     """Everything about one peer."""
 
@@ -160,6 +188,9 @@ class TunnelConfig(ApiModel):
     #: Routing table of IKE and ESP to the peer, and the priority of the rule that leads there.
     routing_table: int | None = None
     rule_priority: int | None = None
+    failover: TunnelFailover = Field(default_factory=TunnelFailover)
+    #: None is as the gateway likes.
+    probe: TunnelProbe | None = None
 
     @property
     def key(self) -> str:

@@ -29,13 +29,10 @@ UNBUILT_PEER = [
     ("spec.exchangeMode", {"exchangeMode": "main"}),
     ("spec.exchangeMode", {"exchangeMode": "aggressive", "allowInsecure": True}),
     ("spec.exchangeMode", {"exchangeMode": "base", "allowInsecure": True}),
-    ("spec.gatewaySelector", {"gatewaySelector": {"group": "g"}}),
-    ("spec.failover", {"failover": {}}),
     ("spec.profileRef", {"profileRef": {"name": "p"}}),
     ("spec.routing.metric", {"routing": {"metric": 7}}),
     ("spec.routing.routingMark", {"routing": {"routingMark": 7}}),
     ("spec.routing.connectionMark", {"routing": {"connectionMark": 7}}),
-    ("spec.probe", {"probe": {"targets": ["10.20.0.1"]}}),
     ("spec.deletionPolicy", {"deletionPolicy": "Force"}),
     ("spec.deletionTimeout", {"deletionTimeout": "9s"}),
     (
