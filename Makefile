@@ -62,10 +62,12 @@ lint: ## ruff, mypy, import contracts, drift of generated files
 	$(BIN)/lint-imports
 	$(BIN)/python -m ipsec_api.structural --check
 	$(BIN)/python -m ipsec_api.reference --check
+	$(BIN)/python -m ipsec_lab.chart --check
 
-crds: $(VENV)/.project ## write crds/*.yaml and docs/resources.md anew from the models
+crds: $(VENV)/.project ## write anew what is generated: crds/*.yaml, docs/resources.md, the chart's files
 	$(BIN)/python -m ipsec_api.structural
 	$(BIN)/python -m ipsec_api.reference
+	$(BIN)/python -m ipsec_lab.chart
 
 lock: ## resolve requirements.lock anew from pyproject.toml
 	$(PYTHON) -m venv build/lock
