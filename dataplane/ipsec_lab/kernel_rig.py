@@ -43,11 +43,25 @@ class SlowGateway(GatewayProcess):
     What the next gateway in the same directory goes on with is kept on the tmpfs of /run.
     """
 
+    @property
+    def records(self) -> Path:
+        """Where it keeps what the next one goes on with."""
+        return Path("/run/kube-ipsec-lab", *self.state.parts[-3:-1])
+
     def start(self, *options: str, timeout: float = 40.0) -> None:
-        resume = Path("/run/kube-ipsec-lab", *self.state.parts[-3:-1])
-        resume.mkdir(parents=True, exist_ok=True, mode=0o700)
-        fixed = ("--dataplane", "xfrm", "--resume", str(resume))
-        super().start(*fixed, *options, timeout=timeout * SLOW)
+        self.records.mkdir(parents=True, exist_ok=True, mode=0o700)
+        super().start(*self._fixed(), *options, timeout=timeout * SLOW)
+
+    def beside(self, *options: str) -> Process:
+        """A second one with the same documents and records. Who calls it waits for its end."""
+        return self._launch(["--manifests", str(self.manifests), *self._fixed(), *options])
+
+    def cleanup(self, *, timeout: float = 15.0) -> int:
+        """``--cleanup``, after it has ended; gives the exit status."""
+        return self._launch(["--cleanup", *self._fixed()]).wait(timeout * SLOW)
+
+    def _fixed(self) -> list[str]:
+        return ["--dataplane", "xfrm", "--resume", str(self.records)]
 
     def stop(self, *, timeout: float = 15.0) -> int:
         return super().stop(timeout=timeout * SLOW)
@@ -131,6 +145,7 @@ class KernelRig(InteropRig):
         super().__init__(topology, guard, directory)
         self._charons: Final = charons
         self._used: Final[set[str]] = set()
+        self._slow: SlowGateway | None = None
 
     @property
     def charon(self) -> SlowCharon:
@@ -158,15 +173,21 @@ class KernelRig(InteropRig):
         charon.load(*connections)
         return charon
 
-    def start_ours(self, documents: Sequence[Document], *options: str) -> GatewayProcess:
+    @property
+    def gateway(self) -> SlowGateway:
+        if self._slow is None:
+            raise LabError("our gateway was not started")
+        return self._slow
+
+    def start_ours(self, documents: Sequence[Document], *options: str) -> SlowGateway:
         if self._charons["a"].running:  # it has the ports
             self._charons["a"].stop()
         directory = self._directory / "gateway"
         directory.mkdir(exist_ok=True)
-        self._gateway = SlowGateway(self.topology, self.topology.gw_a, directory)
-        self._gateway.apply(*documents)
-        self._gateway.start(*options)
-        return self._gateway
+        self._gateway = self._slow = SlowGateway(self.topology, self.topology.gw_a, directory)
+        self._slow.apply(*documents)
+        self._slow.start(*options)
+        return self._slow
 
     def wait_up(self, connection: Connection, *, timeout: float = 15.0) -> None:
         self.gateway.wait_condition(PEER, timeout=timeout)

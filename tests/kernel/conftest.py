@@ -211,6 +211,7 @@ def _clean(topology: Topology) -> None:
 _CLEANING = """
 nft flush ruleset
 for family in -4 -6; do
+  ip $family route flush table all proto 79
   ip $family rule show | while read -r priority rest; do
     case "$rest" in
     *lookup\\ local* | *lookup\\ main* | *lookup\\ default* | *lookup\\ 220*) ;;

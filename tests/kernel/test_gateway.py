@@ -238,24 +238,6 @@ class TestUnderPing:
         record_property("measured", f"{len(result.lost)} of {result.sent} pings lost")
         assert result.lost == ()
 
-    @pytest.mark.parametrize("how", ["orderly", "killed"])
-    def test_restart_of_our_gateway(self, rig: KernelRig, how: str, record_property) -> None:
-        top = rig.topology
-        connection = rig.connection(unique="replace")
-        rig.connect("initiator", rig.documents(), connection)
-        ping_until(top.lan_a, top.b.host(), timeout=60)
-        with ConstantPing(top.lan_a, top.b.host(), interval=0.05) as constant:
-            if how == "orderly":
-                assert rig.gateway.stop() == 0
-            else:
-                rig.gateway.kill()
-            rig.start_ours(rig.documents())
-            rig.wait_up(connection)
-            ping_until(top.lan_b, top.a.host(), timeout=60)
-            result = constant.stop()
-        record_property("measured", f"{len(result.lost)} of {result.sent} pings lost")
-        rig.exchange_traffic()
-
 
 class TestPaths:
     def test_a_smaller_path_is_told(self, rig: KernelRig) -> None:
