@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 Action = SendDatagram | AddSa | UpdateSa | DeleteSa | Event
 
+_ABOUT_SAS: Final = (AddSa, UpdateSa, DeleteSa)
+
 #: RFC 4303 2.1: 1-255 are reserved, 0 is never on the wire.
 _FIRST_SPI: Final = 0x100
 
@@ -78,7 +80,7 @@ class Host:
     def emit(self, action: Action) -> None:
         """Append to the ordered list that the shell works through."""
         self.actions.append(action)
-        if self.recorder is not None and isinstance(action, AddSa | UpdateSa | DeleteSa):
+        if self.recorder is not None and isinstance(action, _ABOUT_SAS):
             for child in self.find(action.spec.id if isinstance(action, AddSa) else action.id):
                 self.touch(child.owner)
 

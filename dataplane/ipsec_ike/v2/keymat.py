@@ -55,6 +55,11 @@ class IkeKeys:
         return "<IKE keys>"
 
 
+def ike_octets(suite: IkeSuite) -> int:
+    """How long all keys of an IKE SA are together (RFC 7296 2.14)."""
+    return 3 * suite.prf.key_length + 2 * (suite.integ_octets + suite.encr_octets)
+
+
 def initial_keys(
     suite: IkeSuite, shared: bytes, nonces: tuple[bytes, bytes], spis: tuple[bytes, bytes]
 ) -> IkeKeys:
@@ -79,8 +84,8 @@ def rekeyed_keys(
 def _expand(
     suite: IkeSuite, seed: bytes, nonces: tuple[bytes, bytes], spis: tuple[bytes, bytes]
 ) -> IkeKeys:
-    octets = 3 * suite.prf.key_length + 2 * (suite.integ_octets + suite.encr_octets)
-    return IkeKeys(suite, prf_plus(suite.prf, seed, b"".join((*nonces, *spis)), octets))
+    material = prf_plus(suite.prf, seed, b"".join((*nonces, *spis)), ike_octets(suite))
+    return IkeKeys(suite, material)
 
 
 class ChildKeys:

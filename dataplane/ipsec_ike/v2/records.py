@@ -50,16 +50,18 @@ if TYPE_CHECKING:
     from ipsec_ike.v2.negotiate import Offer
 
 #: Of the form of the records. A reader of another version takes none of them.
-VERSION: Final = 2
+VERSION: Final = 3
 
 #: Exchanges without anything of their own.
 BARE: Final = {
     kind.__name__: kind for kind in (Liveness, Confirm, Discard, DeleteIke, SoonDeleteIke)
 }
 
-#: Times are written as the octets of doubles: text would cost more than all the rest.
-SIX_TIMES: Final = struct.Struct(">6d")
-FOUR_TIMES: Final = struct.Struct(">4d")
+#: Of an IKE SA: both SPIs, next request, expected request, messages sealed, flags; the times of
+#: creation, establishment, soft, hard, reauthentication and doom. The keys follow.
+IKE_FIXED: Final = struct.Struct(">8s8sQQQB6d")
+#: Of a child: protocol, both SPIs, flags; the times of creation, soft, hard and switch.
+CHILD_FIXED: Final = struct.Struct(">BIIB4d")
 
 _SALT: Final = 16
 
@@ -169,51 +171,60 @@ def _peer(host: Host, config: PeerConfig) -> dict[str, Any]:
 
 
 def ike_sa(host: Host, sa: IkeSa) -> dict[str, Any]:
-    """All of one IKE SA but its handshake."""
+    """All of one IKE SA but its handshake.
+
+    Every handshake writes one, and each value of JSON has its price: so all that is of a fixed size
+    is octets in one value (``IKE_FIXED``), and what is not there is left out.
+    """
     suite, keys = sa.crypto
     window, config = sa.window, sa.peer.config
     before = sa.predecessor
-    return {
+    local, remote = sa.local, sa.remote
+    plain: dict[str, Any] = {
         "version": VERSION,
         "peer": config.name,
         "identity": None if sa.identity is None else sa.identity.name,
-        "initiator": sa.initiator,
-        "spis": [sa.spi_i.hex(), sa.spi_r.hex()],
         "state": sa.state.value,
-        "local": sa.local,
-        "remote": sa.remote,
-        "ids": [_named(sa.local_id), _named(sa.remote_id)],
+        "ends": f"{local.address} {local.port} {remote.address} {remote.port}",
+        "ids": f"{_named(sa.local_id)} {_named(sa.remote_id)}",
         "suite": _transforms(suite.transforms),
-        "keys": keys.reveal().hex(),
-        "sealed": sa.sealed,
-        "window": [
-            window.next_request,
-            window.expected,
-            [data.hex() for data in window.request],
-            [data.hex() for data in window.response],
-        ],
-        "flags": sa.encap
-        | sa.nat_local << 1
-        | sa.nat_remote << 2
-        | sa.fragmentation << 3
-        | sa.childless << 4
-        | sa.pending << 5
-        | sa.doomed_by_us << 6,
-        "times": SIX_TIMES.pack(
-            sa.created_at,
-            sa.established_at,
-            sa.soft_at,
-            sa.hard_at,
-            sa.reauth_at,
-            sa.doomed_at,
+        "fixed": (
+            IKE_FIXED.pack(
+                sa.spi_i,
+                sa.spi_r,
+                window.next_request,
+                window.expected,
+                sa.sealed,
+                sa.encap
+                | sa.nat_local << 1
+                | sa.nat_remote << 2
+                | sa.fragmentation << 3
+                | sa.childless << 4
+                | sa.pending << 5
+                | sa.doomed_by_us << 6
+                | sa.initiator << 7,
+                sa.created_at,
+                sa.established_at,
+                sa.soft_at,
+                sa.hard_at,
+                sa.reauth_at,
+                sa.doomed_at,
+            )
+            + keys.reveal()
         ).hex(),
-        "predecessor": before.our_spi.hex()
-        if before is not None and host.sas.get(before.our_spi) is before
-        else None,
-        "current": None if sa.current is None else exchange(host, sa.current, config),
-        "queue": [exchange(host, each, config) for each in sa.queue],
         "children": [_child(host, child, config) for child in sa.children],
     }
+    if window.request:
+        plain["request"] = [data.hex() for data in window.request]
+    if window.response:
+        plain["response"] = [data.hex() for data in window.response]
+    if before is not None and host.sas.get(before.our_spi) is before:
+        plain["predecessor"] = before.our_spi.hex()
+    if sa.current is not None:
+        plain["current"] = exchange(host, sa.current, config)
+    if sa.queue:
+        plain["queue"] = [exchange(host, each, config) for each in sa.queue]
+    return plain
 
 
 @lru_cache(maxsize=1024)
@@ -221,8 +232,8 @@ def _transforms(transforms: tuple[Transform, ...]) -> str:
     return " ".join(f"{int(t.type)}/{int(t.id)}/{t.key_length}" for t in transforms)
 
 
-def _named(identity: Identity | None) -> str | None:
-    return None if identity is None else f"{int(identity.type)} {identity.data.hex()}"
+def _named(identity: Identity | None) -> str:
+    return "-" if identity is None else f"{int(identity.type)}/{identity.data.hex()}"
 
 
 def _config(child: ChildConfig, config: PeerConfig) -> Any:
@@ -242,21 +253,29 @@ def _selectors(selectors: Iterable[TrafficSelector]) -> list[list[Any]]:
 def _child(host: Host, child: ChildSa, config: PeerConfig) -> list[Any]:
     own, suite, heir = child.config, child.suite, child.successor
     same = child.local_ts is own.local_ts and child.remote_ts is own.remote_ts
-    return [
+    plain = [
         _config(own, config),
-        suite.protocol,
         _transforms(suite.transforms),
-        child.spi_in,
-        child.spi_out,
-        None if same else [_selectors(child.local_ts), _selectors(child.remote_ts)],
+        CHILD_FIXED.pack(
+            suite.protocol,
+            child.spi_in,
+            child.spi_out,
+            child.outbound | child.confirmed << 1,
+            child.created_at,
+            child.soft_at,
+            child.hard_at,
+            child.switch_at,
+        ).hex(),
         child.mode.value,
         child.state.value,
-        FOUR_TIMES.pack(child.created_at, child.soft_at, child.hard_at, child.switch_at).hex(),
-        child.outbound,
-        child.confirmed,
-        None if child.waiting is None else dump(child.waiting),
-        None if heir is None else reference(host, heir, config),
     ]
+    if not same or child.waiting is not None or heir is not None:
+        plain += [
+            None if same else [_selectors(child.local_ts), _selectors(child.remote_ts)],
+            None if child.waiting is None else dump(child.waiting),
+            None if heir is None else reference(host, heir, config),
+        ]
+    return plain
 
 
 def reference(host: Host, child: ChildSa, config: PeerConfig) -> Any:

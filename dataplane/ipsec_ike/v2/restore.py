@@ -30,10 +30,10 @@ from ipsec_ike.v2 import deletes
 from ipsec_ike.v2.create_child import CreateChild, Rival
 from ipsec_ike.v2.exchange import Exchange
 from ipsec_ike.v2.ike_sa import IkeSa
-from ipsec_ike.v2.keymat import IkeKeys
+from ipsec_ike.v2.keymat import IkeKeys, ike_octets
 from ipsec_ike.v2.negotiate import Offer
 from ipsec_ike.v2.peer import Peer
-from ipsec_ike.v2.records import BARE, FOUR_TIMES, SIX_TIMES, VERSION, check_value
+from ipsec_ike.v2.records import BARE, CHILD_FIXED, IKE_FIXED, VERSION, check_value
 from ipsec_ike.v2.rekey_child import RekeyChild
 from ipsec_ike.v2.rekey_ike import IkeRival, RekeyIke
 from ipsec_ike.v2.states import State
@@ -96,67 +96,60 @@ class Loader:
         """One IKE SA, with children that do not know of each other yet."""
         host = self.host
         peer = host.peers.by_name[plain["peer"]]
-        local, remote = _endpoint(plain["local"]), _endpoint(plain["remote"])
-        sa = IkeSa(host, peer, initiator=bool(plain["initiator"]), local=local, remote=remote)
+        fixed = bytes.fromhex(plain["fixed"])
+        spi_i, spi_r, request, expected, _, flags, *times = IKE_FIXED.unpack_from(fixed)
+        (
+            encap,
+            nat_local,
+            nat_remote,
+            fragmentation,
+            childless,
+            pending,
+            doomed_by_us,
+            initiator,
+        ) = (bool(flags >> bit & 1) for bit in range(8))
+        here, port_here, there, port_there = plain["ends"].split()
+        local, remote = Endpoint(here, int(port_here)), Endpoint(there, int(port_there))
+        sa = IkeSa(host, peer, initiator=initiator, local=local, remote=remote)
+        sa.spi_i, sa.spi_r = spi_i, spi_r
+        sa.encap, sa.nat_local, sa.nat_remote = encap, nat_local, nat_remote
+        sa.fragmentation, sa.childless = fragmentation, childless
+        sa.pending, sa.doomed_by_us = pending, doomed_by_us
+        sa.created_at, sa.established_at, sa.soft_at, sa.hard_at, sa.reauth_at, sa.doomed_at = times
         sa.identity = _identity(peer, plain["identity"])
-        sa.spi_i, sa.spi_r = (bytes.fromhex(spi) for spi in plain["spis"])
         sa.state = State(plain["state"])
-        sa.local_id, sa.remote_id = map(_named, plain["ids"])
+        sa.local_id, sa.remote_id = map(_named, plain["ids"].split())
         sa.suite = ike_suite(Proposal(Protocol.IKE, _transforms(plain["suite"])))
-        sa.keys = IkeKeys(sa.suite, bytes.fromhex(plain["keys"]))
+        sa.keys = IkeKeys(sa.suite, fixed[IKE_FIXED.size :])
         sa.sealed = (self._generation << 40) | int.from_bytes(host.rng(2)) << 24
-        flags = int(plain["flags"])
-        (
-            sa.encap,
-            sa.nat_local,
-            sa.nat_remote,
-            sa.fragmentation,
-            sa.childless,
-            sa.pending,
-            sa.doomed_by_us,
-        ) = (bool(flags >> bit & 1) for bit in range(7))
-        (
-            sa.created_at,
-            sa.established_at,
-            sa.soft_at,
-            sa.hard_at,
-            sa.reauth_at,
-            sa.doomed_at,
-        ) = SIX_TIMES.unpack(bytes.fromhex(plain["times"]))
-        self._window(sa, plain["window"])
-        if len(sa.spi_i) != 8 or len(sa.spi_r) != 8 or sa.remote_id is None:
+        sa.window.next_request, sa.window.expected = request, expected
+        sa.window.request = _octets(plain.get("request", ()))
+        sa.window.response = _octets(plain.get("response", ()))
+        if sa.remote_id is None or len(fixed) != IKE_FIXED.size + ike_octets(sa.suite):
             raise NotPlain("not an IKE SA")
         found = [(self.child(sa, each), each) for each in plain["children"]]
         sa.children = [child for child, _ in found]
         self._children.update((child.spi_in, (child, each)) for child, each in found)
         self._sas[sa.our_spi.hex()] = sa, plain
 
-    def _window(self, sa: IkeSa, plain: Any) -> None:
-        window = sa.window
-        window.next_request, window.expected = int(plain[0]), int(plain[1])
-        window.request = tuple(bytes.fromhex(data) for data in plain[2])
-        window.response = tuple(bytes.fromhex(data) for data in plain[3])
-
     def child(self, sa: IkeSa, plain: Sequence[Any]) -> ChildSa:
         """One child, without its successor."""
-        config, protocol, suite, spi_in, spi_out, ts, mode, state, times, *rest = plain
-        outbound, confirmed, waiting, _ = rest
+        config, suite, fixed, mode, state, *rest = plain
+        ts, waiting, _ = rest or (None, None, None)
+        protocol, spi_in, spi_out, flags, *times = CHILD_FIXED.unpack(bytes.fromhex(fixed))
         own = _child_config(sa.peer.config, config)
         child = ChildSa(
             sa,
             own,
-            child_suite(Proposal(int(protocol), _transforms(suite))),
-            (int(spi_in), int(spi_out)),
+            child_suite(Proposal(protocol, _transforms(suite))),
+            (spi_in, spi_out),
             (own.local_ts, own.remote_ts) if ts is None else (_selectors(ts[0]), _selectors(ts[1])),
             Mode(mode),
             self.host.now,
         )
         child.state = ChildState(state)
-        child.created_at, child.soft_at, child.hard_at, child.switch_at = FOUR_TIMES.unpack(
-            bytes.fromhex(times)
-        )
-        child.outbound = bool(outbound)
-        child.confirmed = bool(confirmed)
+        child.created_at, child.soft_at, child.hard_at, child.switch_at = times
+        child.outbound, child.confirmed = bool(flags & 1), bool(flags & 2)
         child.waiting = None if waiting is None else load(SaSpec, waiting)
         return child
 
@@ -171,18 +164,19 @@ class Loader:
                     self._children.pop(child.spi_in, None)
 
     def _link(self, sa: IkeSa, plain: Mapping[str, Any]) -> None:
-        if plain["predecessor"] is not None and plain["predecessor"] in self._sas:
-            sa.predecessor = self._sas[plain["predecessor"]][0]
+        if (before := plain.get("predecessor")) in self._sas:
+            sa.predecessor = self._sas[before][0]
         for child in sa.children:
             child.successor = self._successor(sa, self._children[child.spi_in][1])
-        if plain["current"] is not None:
-            sa.current = self._exchange(sa, plain["current"])
-        sa.queue = [self._exchange(sa, each) for each in plain["queue"]]
+        if (current := plain.get("current")) is not None:
+            sa.current = self._exchange(sa, current)
+        sa.queue = [self._exchange(sa, each) for each in plain.get("queue", ())]
         if sa.window.busy is (sa.current is None):
             raise NotPlain("a request without an exchange, or the reverse")
 
     def _successor(self, sa: IkeSa, plain: Sequence[Any]) -> ChildSa | None:
-        return None if plain[-1] is None else self._reference(sa, plain[-1])
+        heir = plain[7] if len(plain) > 5 else None
+        return None if heir is None else self._reference(sa, heir)
 
     def _reference(self, sa: IkeSa, plain: Any) -> ChildSa:
         if isinstance(plain, int):
@@ -325,10 +319,10 @@ def _transforms(plain: str) -> tuple[Transform, ...]:
     return tuple(Transform(*map(int, each.split("/"))) for each in plain.split())
 
 
-def _named(plain: str | None) -> Identity | None:
-    if plain is None:
+def _named(plain: str) -> Identity | None:
+    if plain == "-":
         return None
-    kind, _, data = plain.partition(" ")
+    kind, _, data = plain.partition("/")
     return Identity(int(kind), bytes.fromhex(data))
 
 
@@ -348,6 +342,5 @@ def _key_exchange(plain: Any) -> KeyExchange | None:
     return generate(int(plain[0]), lambda _: seed)
 
 
-def _endpoint(plain: Any) -> Endpoint:
-    address, port = plain
-    return Endpoint(str(address), int(port))
+def _octets(plain: Sequence[str]) -> tuple[bytes, ...]:
+    return tuple(bytes.fromhex(data) for data in plain)

@@ -25,10 +25,12 @@ from ipsec_ike.v2 import deletes, records
 from ipsec_ike.v2.auth import AuthExchange
 from ipsec_ike.v2.exchange import Exchange
 from ipsec_ike.v2.init import InitExchange
-from ipsec_ike.v2.records import Record
+from ipsec_ike.v2.records import IKE_FIXED, Record
 from ipsec_ike.wire.message import decode_header
 
 PSK = b"a secret that both know"
+#: Where the number of sealed messages is in IKE_FIXED.
+SEALED = 4
 
 
 class Lives:
@@ -92,8 +94,11 @@ class Lives:
         host = self.pair.side(name).engine.host
         found = [records.ike_sa(host, sa) for sa in host.sas.values()]
         for each in found:
-            del each["sealed"]
-        return json.loads(json.dumps(sorted(found, key=lambda each: each["spis"])))
+            fixed = bytes.fromhex(each["fixed"])
+            each["fixed"] = [v for n, v in enumerate(IKE_FIXED.unpack_from(fixed)) if n != SEALED]
+            each["fixed"][:2] = [spi.hex() for spi in each["fixed"][:2]]
+            each["keys"] = fixed[IKE_FIXED.size :].hex()
+        return json.loads(json.dumps(sorted(found, key=lambda each: each["fixed"])))
 
 
 @pytest.fixture
@@ -264,8 +269,10 @@ def test_secrets_do_not_show(lives: Lives) -> None:
     text = repr(found)
     sa = next(record.data for record in found if record.key.startswith("sa "))
     assert sa is not None
-    assert sa["keys"] not in text
-    assert sa["keys"][:16] not in text
+    keys = sa["fixed"][2 * IKE_FIXED.size :]
+    assert len(keys) > 64
+    assert keys not in text
+    assert keys[:16] not in text
     everything = json.dumps([record.data for record in found])
     assert PSK.hex() not in everything, "the shared key itself is in no record"
     assert repr(Record("sa 01", None)) == "<record sa 01 gone>"
@@ -284,18 +291,22 @@ def test_what_is_gone_has_no_record(lives: Lives) -> None:
     "damage",
     [
         lambda sa: sa.update(version=records.VERSION + 1),
-        lambda sa: sa.pop("keys"),
+        lambda sa: sa.pop("fixed"),
+        lambda sa: sa.update(fixed=sa["fixed"][: 2 * IKE_FIXED.size]),
+        lambda sa: sa.update(fixed=sa["fixed"][:20]),
         lambda sa: sa.update(suite="1/20/128"),
-        lambda sa: sa.update(times="00"),
-        lambda sa: sa.update(ids=[None, None]),
+        lambda sa: sa.update(ends="192.0.2.1 500"),
+        lambda sa: sa.update(ids="- -"),
         lambda sa: sa.update(state="asleep"),
         lambda sa: sa.update(peer="nobody"),
         lambda sa: sa.update(identity="nobody"),
         lambda sa: sa.update(current=["Liveness"]),
         lambda sa: sa.update(queue=[["Import", "os"]]),
         lambda sa: sa["children"][0].__setitem__(0, "nothing"),
-        lambda sa: sa["children"][0].__setitem__(5, [["0a"]]),
-        lambda sa: sa.update(window=None),
+        lambda sa: sa["children"][0].__setitem__(2, "00"),
+        lambda sa: sa["children"][0].extend([[["0a"]], None, None]),
+        lambda sa: sa.update(request=["00"]),
+        lambda sa: sa.update(response=None),
     ],
 )
 def test_a_record_that_makes_no_sense(lives: Lives, damage: Callable[[Any], object]) -> None:
