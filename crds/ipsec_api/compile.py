@@ -11,6 +11,7 @@ what                            becomes
 IPsecPeer                       one TunnelConfig
 its remoteSubnets               one policy of that tunnel, encrypt, priority 0x20000
 IPsecPolicy with peerRef        one policy of that tunnel, or several (``traffic.products``)
+one with template: true         one template of each tunnel that uses its group (``templates``)
 a disabled one                  nothing, and no rejection
 a field that is not built yet   Rejection NotYetSupported (``features``)
 a peer with a fault             Rejection of the peer; its policies get PeerNotAccepted
@@ -23,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 from ipsec_api import features, suites
@@ -36,6 +38,7 @@ from ipsec_api.snapshot import IPsecPeer, IPsecPolicy, ObjectMeta, Snapshot
 from ipsec_api.traffic import Claim, Claims, covers, policy_pairs, products, subnet_pairs
 from ipsec_api.tunnel import (
     ObjectRef,
+from ipsec_api.templates import Templates, own_faults, peer_faults
     TunnelConfig,
     TunnelIdentity,
     TunnelMapping,
@@ -44,6 +47,7 @@ from ipsec_api.tunnel import (
 )
 
 #: The priority of what ``remoteSubnets`` stands for: that of an IPsecPolicy that names none.
+    TunnelTemplate,
 IMPLICIT_PRIORITY: int = IPsecPolicySpec.model_fields["priority"].default
 
 
@@ -82,6 +86,12 @@ class _Candidate:
 
 def compile(  # noqa: A001  # the word of the design, always imported by name
     snapshot: Snapshot, *, discovered_subnets: Sequence[str] | None = None
+    @property
+    def rank(self) -> int:
+        """Lower ones are looked at first: by priority, and what is discarded after the rest."""
+        discards = self.spec is not None and self.spec.action == "discard"
+        return 2 * self.priority + discards
+
 ) -> CompileResult:
     """What the gateways have to do for these resources.
 
@@ -97,7 +107,8 @@ def compile(  # noqa: A001  # the word of the design, always imported by name
     peers = _peers(snapshot, secrets, result)
     candidates = [
         *_implicit(peers.values(), discovered_subnets, result),
-        *_explicit(snapshot, peers, result),
+        *_explicit(snapshot, peers, templates, result),
+    templates = Templates()
     ]
     policies: dict[tuple[str, str], list[TunnelPolicy]] = {}
     refused: set[tuple[str, str]] = set()
@@ -111,7 +122,9 @@ def compile(  # noqa: A001  # the word of the design, always imported by name
             refused.add(key)
     for key, accepted in sorted(peers.items()):
         if key in policies or (key not in refused and key not in rejected_peers):
-            result.tunnels.append(_tunnel(accepted, policies.get(key, [])))
+            patterns, remarks = templates.of(accepted.peer, partial(_pattern, accepted))
+            result.advice.extend(dict.fromkeys(remarks))
+            result.tunnels.append(_tunnel(accepted, policies.get(key, []), patterns))
     return result
 
 
@@ -147,6 +160,9 @@ def _peers(
                 f"{endpoints[endpoint]} has the same address and localAddress: put the identities"
                 " of both into one peer, or set different addresses"
             )
+        faults += peer_faults(spec)
+        if not faults:
+            faults += marks.take(peer.ref, spec.routing)
             faults.append(("spec.address", "Overlap", message))
         result.rejections.extend(Rejection(peer.ref, *fault) for fault in faults)
         if faults:
@@ -233,9 +249,13 @@ def _implicit(
 
 
 def _explicit(
-    snapshot: Snapshot, peers: dict[tuple[str, str], _Peer], result: CompileResult
+    snapshot: Snapshot,
+    peers: dict[tuple[str, str], _Peer],
+    templates: Templates,
+    result: CompileResult,
 ) -> list[_Candidate]:
-    """The policies that have no fault of their own and whose peer is in force."""
+    """The policies that have no fault of their own and whose peer is in force; templates go to
+    ``templates``."""
     known = {_key(p.metadata): p for p in snapshot.peers}
     candidates = []
     for policy in sorted(snapshot.policies, key=lambda p: _age(p.metadata)):
@@ -249,6 +269,10 @@ def _explicit(
             if key not in known:
                 message = f"no IPsecPeer {'/'.join(key)}: create it, or correct the name"
                 faults.append(("spec.peerRef", "RefNotFound", message))
+        if policy.spec.template:
+            faults += own_faults(policy)
+            if not faults:
+                result.advice.extend(templates.add(policy))
             elif owner is None and not known[key].spec.disabled:
                 message = f"IPsecPeer {'/'.join(key)} is not accepted: correct it first"
                 faults.append(("spec.peerRef", "PeerNotAccepted", message))
@@ -280,7 +304,8 @@ def _algorithms(policy: IPsecPolicy, owner: _Peer, result: CompileResult) -> lis
 def _claim(candidate: _Candidate, claims: Claims, result: CompileResult) -> bool:
     """Take the selectors of a policy, or reject it if an older one has them.
 
-    Between overlapping policies the priority decides; where it is the same, nothing does.
+    Between overlapping policies the priority decides. Where it is the same, what is discarded
+    comes last, and between others nothing decides.
     """
     hidden: dict[str, None] = {}
     for pair in candidate.pairs:
@@ -291,17 +316,17 @@ def _claim(candidate: _Candidate, claims: Claims, result: CompileResult) -> bool
                 message = (
                     f"{ours} is the traffic of {claim.owner} already: remove it in one of the two"
                 )
-            elif claim.priority == candidate.priority:
+            elif claim.priority == candidate.rank:
                 message = (
                     f"{ours} overlaps {theirs} and has the same priority: make them disjoint, or"
                     " use an IPsecPolicy with another spec.priority (lower ones are looked at"
                     " first)"
                 )
             else:
-                if claim.priority < candidate.priority and covers(claim.selector, pair):
+                if claim.priority < candidate.rank and covers(claim.selector, pair):
                     text = f"{ours} never matches, {theirs} comes first: remove it, or set a lower"
                     hidden[f"{text} spec.priority"] = None
-                elif claim.priority > candidate.priority and covers(pair, claim.selector):
+                elif claim.priority > candidate.rank and covers(pair, claim.selector):
                     text = f"{ours} takes all of {theirs}: remove that, or set a higher"
                     hidden[f"{text} spec.priority"] = None
                 continue
@@ -313,7 +338,7 @@ def _claim(candidate: _Candidate, claims: Claims, result: CompileResult) -> bool
         Advice(candidate.source, candidate.field, "Overlap", message) for message in hidden
     )
     for pair in candidate.pairs:
-        claims.add(Claim(pair, candidate.priority, candidate.source))
+        claims.add(Claim(pair, candidate.rank, candidate.source))
     return True
 
 
@@ -355,11 +380,22 @@ def _notrack(spec: IPsecPeerSpec) -> Literal["None", "Pod", "All"]:
     return "All" if "All" in asked else "Pod" if "Pod" in asked else "None"
 
 
-def _tunnel(accepted: _Peer, policies: Sequence[TunnelPolicy]) -> TunnelConfig:
+def _tunnel(
+    accepted: _Peer, policies: Sequence[TunnelPolicy], templates: Sequence[TunnelTemplate]
+) -> TunnelConfig:
     spec = accepted.peer.spec
     profile = spec.profile or Profile()
     address = spec.address
     if address is None:
+def _pattern(owner: _Peer, policy: IPsecPolicy) -> list[TunnelPolicy]:
+    """A template as if it were a policy of ``owner``."""
+    # Each that is made from it has an SA of its own anyway, and its peer says for which selectors.
+    level = "require" if policy.spec.level == "unique" else policy.spec.level
+    spec = policy.spec.model_copy(update={"selector_mode": "Combined", "level": level})
+    pairs = policy_pairs(spec)
+    return _policies(_Candidate(policy.metadata, policy.ref, owner, spec, pairs, ""))
+
+
         networks: tuple[str, ...] = ("0.0.0.0/0", "::/0")
     else:
         networks = (_endpoint(spec),) if is_cidr(address) or is_ip(address) else ()
@@ -396,6 +432,8 @@ def _tunnel(accepted: _Peer, policies: Sequence[TunnelPolicy]) -> TunnelConfig:
             for m in spec.subnet_mapping
         ),
         nat_mode=spec.nat.mode if spec.nat else "Auto",
+        templates=tuple(templates),
+        hw_offload=spec.hw_offload,
         snat_address=spec.nat.snat_address if spec.nat else None,
         notrack=_notrack(spec),
         local_interface=spec.local_interface,

@@ -125,6 +125,8 @@ def resolve(
                 remote_value=value,
                 psk=SecretBytes(psk),
                 psk_previous=None if previous is None else SecretBytes(previous),
+                generate=entry.generate_policy,
+                template_group=entry.policy_template_group or "",
             )
         )
     return identities, faults

@@ -55,12 +55,10 @@ PEER: Final[tuple[Unbuilt[IPsecPeerSpec], ...]] = (
 #: Of spec.authentication and of each entry of spec.identities.
 AUTHENTICATION: Final[tuple[Unbuilt[Authentication], ...]] = (
     Unbuilt("method", lambda a: a.method != "preSharedKey", "set method: preSharedKey"),
-    Unbuilt("generatePolicy", lambda a: a.generate_policy != "no", "name the traffic in a policy"),
     Unbuilt("modeConfigRef", lambda a: a.mode_config_ref is not None, "remove it"),
 )
 
 POLICY: Final[tuple[Unbuilt[IPsecPolicySpec], ...]] = (
-    Unbuilt("template", lambda s: s.template, "name the traffic and the peer in a policy"),
     Unbuilt(
         "ipsecProtocols",
         lambda s: len(s.ipsec_protocols) > 1,

@@ -185,7 +185,8 @@ class IPsecPolicySpec(SpecModel):
     """The IPsecPeer that the traffic goes to."""
 
     template: bool = False
-    """A pattern for policies that peers ask for, not a policy."""
+    """A pattern for policies that peers ask for, not a policy: identities with generatePolicy get
+    what they ask for within the templates of their group, for as long as they have an SA."""
 
     group: Text = "default"
     """Group of templates that this one belongs to."""
@@ -212,7 +213,9 @@ class IPsecPolicySpec(SpecModel):
 
     level: Literal["require", "unique", "use"] = "require"
     """What happens while there is no SA. require: the traffic is dropped; unique: too, and the SA
-    is for this policy only; use: it passes in clear text."""
+    is for this policy only; use: it passes in clear text. The same is true of what is within a
+    template and no peer has asked for, but nothing is dropped on the way to a default route unless
+    the template names ports."""
 
     ipsec_protocols: Annotated[
         tuple[Literal["esp", "ah"], ...], Field(min_length=1, max_length=2), ListOf("set")
@@ -226,10 +229,11 @@ class IPsecPolicySpec(SpecModel):
     """A shared proposal instead of proposal."""
 
     allow_default_route: bool = False
-    """Allow 0.0.0.0/0 and ::/0 as selectors."""
+    """Allow 0.0.0.0/0 and ::/0 as selectors; of a template, as remote network of a peer. A routed
+    policy needs no leave."""
 
     priority: Annotated[int, Field(ge=1, le=0x7FFFFFFF)] = 0x20000
-    """Lower ones are looked at first."""
+    """Lower ones are looked at first; of those with the same, what is discarded comes last."""
 
     comment: Annotated[str, Field(max_length=1024)] | None = None
     """For people."""
@@ -281,14 +285,20 @@ class IPsecPolicySpec(SpecModel):
             field="tunnel",
         ),
         Rule(
-            cel="self.allowDefaultRoute || self.template || ((!has(self.selectors)"
+            cel="self.allowDefaultRoute || self.template || self.mode == 'routed'"
+            " || ((!has(self.selectors)"
             f" || self.selectors.all(s, !(has(s.src) && {cel.is_default_route('s.src')})"
             f" && !{cel.is_default_route('s.dst')}))"
             f" && !(has(self.srcAddress) && {cel.is_default_route('self.srcAddress')})"
             f" && !(has(self.dstAddress) && {cel.is_default_route('self.dstAddress')}))",
             message="a default route would take all traffic: name the networks, or set"
             " allowDefaultRoute: true",
-            check=lambda s: s.allow_default_route or s.template or no_default_route(_networks(s)),
+            check=lambda s: (
+                s.allow_default_route
+                or s.template
+                or s.mode == "routed"
+                or no_default_route(_networks(s))
+            ),
             field="selectors",
             reason="FieldValueForbidden",
         ),
@@ -318,6 +328,14 @@ class IPsecPolicySpec(SpecModel):
         ),
     )
 
+        Rule(
+            cel="!self.template || self.action == 'encrypt'",
+            message="a template is for what peers want encrypted: set action: encrypt, or write a"
+            " policy with a peerRef",
+            check=lambda s: not s.template or s.action == "encrypt",
+            field="action",
+            reason="FieldValueForbidden",
+        ),
 
 def _networks(spec: IPsecPolicySpec) -> tuple[str, ...]:
     named = [n for s in spec.selectors or () for n in (s.src, s.dst)]
@@ -338,13 +356,35 @@ class IPsecPolicyStatus(SpecModel):
     """Accepted, ResolvedRefs, Programmed, Established, Ready."""
 
     state: Text | None = None
-    """Established, Waiting, NoSa, Discarding, Passing, Disabled or Rejected."""
+    """Established, Waiting, NoSa, Discarding, Passing, Template, Disabled or Rejected."""
 
     selectors_installed: Annotated[int, Field(ge=0)] = 0
-    """Selectors with an SA, of those in the spec."""
+    """Selectors with an SA, of those in the spec; of a template: pairs that peers have now."""
 
     owner_peer: Text | None = None
     """The peer that carries the policy."""
 
+class GeneratedPolicy(SpecModel):
+    """What one peer has from a template."""
+
+    peer: Text
+    """The IPsecPeer."""
+
+    remote_id: Annotated[str, Field(max_length=512)] = Field(default="", alias="remoteID")
+    """What the peer calls itself."""
+
+    remote_address: Text = ""
+    """The peer's address and port of the IKE SA."""
+
+    local: Annotated[tuple[Text, ...], Field(max_length=16), ListOf("atomic")] = ()
+    """Local selectors, the first of them."""
+
+    remote: Annotated[tuple[Text, ...], Field(max_length=16), ListOf("atomic")] = ()
+    """Remote selectors, the first of them."""
+
+
     dynamic: bool = False
-    """Made from what a peer asked for."""
+    """Made from what a peer asked for: true for a template while some peer has something of it."""
+
+    generated: Annotated[tuple[GeneratedPolicy, ...], Field(max_length=64), ListOf("atomic")] = ()
+    """What peers have from this template, the first of them."""

@@ -51,6 +51,9 @@ class TunnelIdentity(ApiModel):
     remote_value: str = ""
     psk: SecretBytes
     psk_previous: SecretBytes | None = None
+    #: Whether it may ask for policies within the templates of the group.
+    generate: Literal["no", "port-override", "port-strict"] = "no"
+    template_group: str = ""
 
     @field_validator("psk", "psk_previous", mode="before")
     @classmethod
@@ -122,6 +125,26 @@ class TunnelMapping(ApiModel):
     mapped: str
 
 
+    #: Only what is routed into this interface; None: all traffic that matches the selectors.
+    interface: TunnelInterface | None = None
+    #: What becomes of these fields of the header between the tunnel's ends.
+    dscp: Literal["Copy", "CopyBoth", "Clear"] = "Copy"
+    ecn: Literal["Copy", "Clear"] = "Copy"
+    df: Literal["Copy", "Clear"] = "Copy"
+
+
+class TunnelService(ApiModel):
+    """A protocol by number, and an inclusive range of its ports or all of them."""
+
+    protocol: int
+    ports: tuple[int, int] | None = None
+
+
+class TunnelTemplate(TunnelPolicy):
+    """A pattern for policies that peers ask for. ``default_route``: they may have all traffic."""
+
+    group: str
+    default_route: bool = False
 class TunnelFailover(ApiModel):
     """Which gateways may own the peer, and when another one takes it over."""
 
@@ -184,6 +207,10 @@ class TunnelConfig(ApiModel):
     #: Which traffic skips connection tracking: what passes through the node (Pod), all of it (All).
     notrack: Literal["None", "Pod", "All"] = "None"
     #: Our interface for this peer, in place of ``local_address``.
+    #: Of the groups that the identities name.
+    templates: tuple[TunnelTemplate, ...] = ()
+    #: What a network card computes of the SAs.
+    hw_offload: Literal["Auto", "Off", "Crypto"] = "Auto"
     local_interface: str | None = None
     #: Routing table of IKE and ESP to the peer, and the priority of the rule that leads there.
     routing_table: int | None = None

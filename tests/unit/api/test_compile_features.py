@@ -50,16 +50,11 @@ UNBUILT_PEER = [
         "spec.authentication.modeConfigRef",
         {"authentication": {**PSK, "modeConfigRef": {"name": "m"}}},
     ),
-    (
-        "spec.authentication.generatePolicy",
-        {"authentication": {**PSK, "generatePolicy": "port-strict", "policyTemplateGroup": "g"}},
-    ),
     ("spec.profile.dhGroups", {"allowInsecure": True, "profile": {"dhGroups": ["modp1024"]}}),
     ("spec.profile.encAlgorithms", {"profile": {"encAlgorithms": ["camellia256"]}}),
 ]
 HOSTS = [{"src": "10.1.0.1/32", "dst": "10.2.0.1/32"}]
 UNBUILT_POLICY = [
-    ("spec.template", {"template": True, "peerRef": None}),
     ("spec.ipsecProtocols", {"ipsecProtocols": ["esp", "ah"]}),
     ("spec.proposalRef", {"proposalRef": {"name": "p"}}),
     ("spec.selectors", {"selectors": [{"srcFrom": "PodCIDR", "dst": "10.30.0.0/16"}]}),

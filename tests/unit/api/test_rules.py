@@ -244,6 +244,29 @@ REFUSED = [
     mode(
         "addressPool.cidrs", "more than 65536", address=None, addressPool={"cidrs": ["10.0.0.0/15"]}
     ),
+    policy("action", "a template is for", template=True, peerRef=None, action="discard"),
+    policy("interface", "goes with mode: routed", interface={"name": "office0"}),
+    policy("mode", "encrypted in tunnel mode or dropped", mode="routed", action="discard"),
+    policy("mode", "encrypted in tunnel mode or dropped", mode="routed", level="use"),
+    policy("mode", "encrypted in tunnel mode or dropped", mode="routed", tunnel=False, **HOSTS),
+    policy(
+        "mode",
+        "encrypted in tunnel mode or dropped",
+        mode="routed",
+        template=True,
+        peerRef=None,
+    ),
+    *(
+        policy("interface.name", "not a name for an interface", **routed(name=name))
+        for name in ("-office", "a/b", "lo", "default", "kipsec0")
+    ),
+    policy("interface.addresses[0]", "with its prefix length", **routed(addresses=["10.9.0.1"])),
+    policy("interface.routes[0]", "not a network", **routed(routes=["10.9.0.1/24"])),
+    policy("interface.mtu", "IPv6 needs", **routed(mtu=1279, routes=["::/0"])),
+    policy("interface.mtu", "IPv6 needs", **routed(mtu=1279, addresses=["fd00::1/64"])),
+    policy("dscp", "only tunnel mode", dscp="Clear", tunnel=False, **HOSTS),
+    policy("dscp", "only tunnel mode", df="Clear", action="none"),
+    policy("dscp", "only tunnel mode", ecn="Clear", action="discard"),
     mode(
         "addressPool.cidrs", "more than 65536", address=None, addressPool={"cidrs": ["fd00::/111"]}
     ),
