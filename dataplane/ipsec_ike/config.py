@@ -72,6 +72,8 @@ class Handling:
     ecn: bool = True
     copy_df: bool = True
     offload: Offload = Offload.AUTO
+    #: The whole mark of outer packets; 0 is the data plane's own.
+    mark: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,8 +125,6 @@ class ChildConfig:
     start: Start = Start.NOW
     replay_window: int = 1024
     handling: Handling = field(default_factory=Handling)
-
-
     #: The template that the engine made this child from; empty for a configured one.
     template: str = ""
     #: (local, remote) of what the SAs carry, where that is not what was agreed on.
@@ -164,6 +164,8 @@ class TemplateConfig:
     handling: Handling = field(default_factory=Handling)
     default_route: bool = False
     taken: tuple[Taken, ...] = ()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IdentityConfig:
     """Who we are and who may answer. A responder tries them by the received IDi (and IDr).
@@ -172,20 +174,20 @@ class IdentityConfig:
     ``remote_id`` None accepts any identity that proves itself with these credentials ("ignore").
     ``psk`` is the shared key; ``psk_previous`` is also accepted from the peer during a rotation.
     ``children`` names the children that this identity may use; empty means all of the peer's.
-    """
-
     ``templates`` names the templates that it may ask for children from, and ``any_port`` says that
     those carry all ports that their template has, whatever ports were asked for.
+    """
+
     name: str
     local_id: Identity | None = None
     remote_id: Identity | None = None
     psk: Secret | None = None
     psk_previous: Secret | None = None
     children: tuple[str, ...] = ()
-
-
     templates: tuple[str, ...] = ()
     any_port: bool = False
+
+
 class Path(NamedTuple):
     """Two IP addresses as text: where an initiation is sent from (the shell asked the routing
     table, NAT detection needs it) and where to."""
@@ -208,9 +210,9 @@ class PeerConfig:
     identities: tuple[IdentityConfig, ...]
     children: tuple[ChildConfig, ...]
     ike_proposals: tuple[Proposal, ...]
+    templates: tuple[TemplateConfig, ...] = ()
     paths: tuple[Path, ...] = ()
     remote_networks: tuple[IPv4Network | IPv6Network, ...] = ()
-    templates: tuple[TemplateConfig, ...] = ()
     remote_port: int = 500
     local_address: str | None = None
     #: False: never initiate.
@@ -257,7 +259,7 @@ class Limits:
     ike_sas_per_identity: int = 16
     #: CHILD_SAs of one IKE SA.
     children: int = 256
-    #: Seconds for which a COOKIE secret signs new cookies; it verifies twice as long.
-    cookie_lifetime: float = 30.0
     #: Pairs of prefixes and ports that one remote identity may have from templates.
     generated: int = 1024
+    #: Seconds for which a COOKIE secret signs new cookies; it verifies twice as long.
+    cookie_lifetime: float = 30.0
