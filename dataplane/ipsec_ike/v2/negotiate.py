@@ -32,6 +32,7 @@ from ipsec_ike.v2 import templates
 from ipsec_ike.v2.children import Agreed
 from ipsec_ike.v2.exchange import find, need, notification, selectors
 from ipsec_ike.v2.keymat import child_keys
+from ipsec_ike.v2.transport_nat import BehindNat
 from ipsec_ike.wire.payloads import (
     KePayload,
     NoncePayload,
@@ -175,11 +176,16 @@ def answer(
         raise NoAdditionalSas(f"there are {len(sa.children)} children already")
     remote = selectors(payloads, PayloadType.TSi)
     local = selectors(payloads, PayloadType.TSr)
-    live = [child.config.name for child in sa.children if child.state is not ChildState.DELETED]
-    matches = candidates(allowed, local, remote, live)
+    transport = notification(payloads, NotifyType.USE_TRANSPORT_MODE) is not None
+    nat = BehindNat.of(sa, local, remote) if transport else None
+    matches: list[Match] = []
     told = False
-    if not rekey:
-        matches, told = templates.complete(sa, matches, local, remote)
+    if nat is not None:
+        found, told = _matches(sa, allowed, nat.local, nat.remote, rekey=rekey)
+        matches = [match for match in found if match.child.mode is Mode.TRANSPORT]
+    if not matches and not told:
+        nat = None
+        matches, told = _matches(sa, allowed, local, remote, rekey=rekey)
     if not matches:
         if not told:
             sa.host.emit(_selectors_mismatch(sa, allowed, local, remote))
@@ -187,7 +193,6 @@ def answer(
     in_auth = nonces is not None
     ke = None if in_auth else find(payloads, KePayload)
     offered = need(payloads, SaPayload).proposals
-    transport = notification(payloads, NotifyType.USE_TRANSPORT_MODE) is not None
     match, chosen = _select(sa, matches, offered, ke, transport=transport, in_auth=in_auth)
     shared, public = _exchange(sa, chosen, ke)
     if nonces is None:
@@ -211,13 +216,23 @@ def answer(
         parts.append(NoncePayload(nonces[1]))
     if public is not None:
         parts.append(public)
-    parts.append(TsPayload(PayloadType.TSi, match.remote))
-    parts.append(TsPayload(PayloadType.TSr, match.local))
+    said = (match.local, match.remote) if nat is None else nat.said(match.local, match.remote)
+    parts.append(TsPayload(PayloadType.TSi, said[1]))
+    parts.append(TsPayload(PayloadType.TSr, said[0]))
     if config.mode is Mode.TRANSPORT:
         parts.append(_TRANSPORT)
     if match.partial and len(matches) > 1:
         parts.append(_ADDITIONAL)
     return agreed, parts, nonces
+
+
+def _matches(
+    sa: IkeSa, allowed: Sequence[ChildConfig], local: Selectors, remote: Selectors, *, rekey: bool
+) -> tuple[list[Match], bool]:
+    """Children and templates for an offer, and whether an event says why there are none."""
+    live = [child.config.name for child in sa.children if child.state is not ChildState.DELETED]
+    matches = candidates(allowed, local, remote, live)
+    return (matches, False) if rekey else templates.complete(sa, matches, local, remote)
 
 
 def _select(
