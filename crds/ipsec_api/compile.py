@@ -30,24 +30,27 @@ from typing import Literal
 from ipsec_api import features, suites
 from ipsec_api.credentials import Fault, SecretIndex, entries, resolve
 from ipsec_api.gateways import further_endpoints, gateway_fields
+from ipsec_api.marks import TakenMarks
 from ipsec_api.peer import Dpd, IPsecPeerSpec, Profile
 from ipsec_api.policy import IPsecPolicySpec, Proposal
 from ipsec_api.rejection import Advice, Rejection
+from ipsec_api.routed import InterfaceNames, interface_of
 from ipsec_api.scalars import is_cidr, is_ip, network, seconds
+from ipsec_api.services import required
 from ipsec_api.snapshot import IPsecPeer, IPsecPolicy, ObjectMeta, Snapshot
+from ipsec_api.templates import Templates, own_faults, peer_faults
 from ipsec_api.traffic import Claim, Claims, covers, policy_pairs, products, subnet_pairs
 from ipsec_api.tunnel import (
     ObjectRef,
-from ipsec_api.templates import Templates, own_faults, peer_faults
     TunnelConfig,
     TunnelIdentity,
     TunnelMapping,
     TunnelPolicy,
     TunnelSelector,
+    TunnelTemplate,
 )
 
 #: The priority of what ``remoteSubnets`` stands for: that of an IPsecPolicy that names none.
-    TunnelTemplate,
 IMPLICIT_PRIORITY: int = IPsecPolicySpec.model_fields["priority"].default
 
 
@@ -83,15 +86,15 @@ class _Candidate:
     def priority(self) -> int:
         return IMPLICIT_PRIORITY if self.spec is None else self.spec.priority
 
-
-def compile(  # noqa: A001  # the word of the design, always imported by name
-    snapshot: Snapshot, *, discovered_subnets: Sequence[str] | None = None
     @property
     def rank(self) -> int:
         """Lower ones are looked at first: by priority, and what is discarded after the rest."""
         discards = self.spec is not None and self.spec.action == "discard"
         return 2 * self.priority + discards
 
+
+def compile(  # noqa: A001  # the word of the design, always imported by name
+    snapshot: Snapshot, *, discovered_subnets: Sequence[str] | None = None
 ) -> CompileResult:
     """What the gateways have to do for these resources.
 
@@ -105,10 +108,10 @@ def compile(  # noqa: A001  # the word of the design, always imported by name
             message = "ModeConfig is not built yet: delete the resource"
             result.rejections.append(Rejection(config.ref, "", "NotYetSupported", message))
     peers = _peers(snapshot, secrets, result)
+    templates = Templates()
     candidates = [
         *_implicit(peers.values(), discovered_subnets, result),
         *_explicit(snapshot, peers, templates, result),
-    templates = Templates()
     ]
     policies: dict[tuple[str, str], list[TunnelPolicy]] = {}
     refused: set[tuple[str, str]] = set()
@@ -116,7 +119,9 @@ def compile(  # noqa: A001  # the word of the design, always imported by name
     claims = Claims()
     for candidate in sorted(candidates, key=lambda c: (_age(c.metadata), c.source.kind)):
         key = _key(candidate.owner.peer.metadata)
-        if _claim(candidate, claims, result):
+        # What is routed takes nothing from anybody.
+        routed = candidate.spec is not None and candidate.spec.mode == "routed"
+        if _claim(candidate, Claims() if routed else claims, result):
             policies.setdefault(key, []).extend(_policies(candidate))
         else:
             refused.add(key)
@@ -142,6 +147,7 @@ def _peers(
     """The peers that have no fault of their own and are not disabled."""
     accepted: dict[tuple[str, str], _Peer] = {}
     endpoints: dict[tuple[str, str | None], ObjectRef] = {}
+    marks = TakenMarks()
     for peer in sorted(snapshot.peers, key=lambda p: _age(p.metadata)):
         spec = peer.spec
         if spec.disabled:
@@ -154,15 +160,15 @@ def _peers(
         faults += [(f"spec.profile.{f}", reason, text) for f, reason, text in algorithm_faults]
         identities, credential_faults = resolve(peer.metadata.namespace, spec, secrets)
         faults += credential_faults
+        faults += peer_faults(spec)
+        if not faults:
+            faults += marks.take(peer.ref, spec.routing)
         endpoint = (_endpoint(spec), spec.local_address)
         if not faults and endpoint in endpoints:
             message = (
                 f"{endpoints[endpoint]} has the same address and localAddress: put the identities"
                 " of both into one peer, or set different addresses"
             )
-        faults += peer_faults(spec)
-        if not faults:
-            faults += marks.take(peer.ref, spec.routing)
             faults.append(("spec.address", "Overlap", message))
         result.rejections.extend(Rejection(peer.ref, *fault) for fault in faults)
         if faults:
@@ -257,11 +263,16 @@ def _explicit(
     """The policies that have no fault of their own and whose peer is in force; templates go to
     ``templates``."""
     known = {_key(p.metadata): p for p in snapshot.peers}
+    names = InterfaceNames()
     candidates = []
     for policy in sorted(snapshot.policies, key=lambda p: _age(p.metadata)):
         if policy.spec.disabled:
             continue
         faults = _unbuilt("spec", policy.spec, features.POLICY)
+        if policy.spec.template:
+            faults += own_faults(policy)
+            if not faults:
+                result.advice.extend(templates.add(policy))
         owner = None
         if policy.spec.peer_ref is not None:
             key = (policy.metadata.namespace, policy.spec.peer_ref.name)
@@ -269,15 +280,13 @@ def _explicit(
             if key not in known:
                 message = f"no IPsecPeer {'/'.join(key)}: create it, or correct the name"
                 faults.append(("spec.peerRef", "RefNotFound", message))
-        if policy.spec.template:
-            faults += own_faults(policy)
-            if not faults:
-                result.advice.extend(templates.add(policy))
             elif owner is None and not known[key].spec.disabled:
                 message = f"IPsecPeer {'/'.join(key)} is not accepted: correct it first"
                 faults.append(("spec.peerRef", "PeerNotAccepted", message))
         if owner is not None:
             faults += _algorithms(policy, owner, result)
+        if owner is not None and not faults:
+            faults += names.take(policy.ref, policy.spec)
         result.rejections.extend(Rejection(policy.ref, *fault) for fault in faults)
         if owner is not None and not faults:
             where = "spec.selectors" if policy.spec.selectors else "spec.srcAddress"
@@ -369,9 +378,20 @@ def _policies(candidate: _Candidate) -> list[TunnelPolicy]:
             lifebytes=proposal.lifebytes,
             lifepackets=proposal.lifepackets,
             replay_window=proposal.replay_window,
+            interface=interface_of(candidate.source, spec),
+            **(spec.model_dump(include={"dscp", "ecn", "df"}) if spec else {}),
         )
         for index, group in enumerate(groups)
     ]
+
+
+def _pattern(owner: _Peer, policy: IPsecPolicy) -> list[TunnelPolicy]:
+    """A template as if it were a policy of ``owner``."""
+    # Each that is made from it has an SA of its own anyway, and its peer says for which selectors.
+    level = "require" if policy.spec.level == "unique" else policy.spec.level
+    spec = policy.spec.model_copy(update={"selector_mode": "Combined", "level": level})
+    pairs = policy_pairs(spec)
+    return _policies(_Candidate(policy.metadata, policy.ref, owner, spec, pairs, ""))
 
 
 def _notrack(spec: IPsecPeerSpec) -> Literal["None", "Pod", "All"]:
@@ -387,15 +407,6 @@ def _tunnel(
     profile = spec.profile or Profile()
     address = spec.address
     if address is None:
-def _pattern(owner: _Peer, policy: IPsecPolicy) -> list[TunnelPolicy]:
-    """A template as if it were a policy of ``owner``."""
-    # Each that is made from it has an SA of its own anyway, and its peer says for which selectors.
-    level = "require" if policy.spec.level == "unique" else policy.spec.level
-    spec = policy.spec.model_copy(update={"selector_mode": "Combined", "level": level})
-    pairs = policy_pairs(spec)
-    return _policies(_Candidate(policy.metadata, policy.ref, owner, spec, pairs, ""))
-
-
         networks: tuple[str, ...] = ("0.0.0.0/0", "::/0")
     else:
         networks = (_endpoint(spec),) if is_cidr(address) or is_ip(address) else ()
@@ -421,6 +432,8 @@ def _pattern(owner: _Peer, policy: IPsecPolicy) -> list[TunnelPolicy]:
         childless=profile.childless,
         identities=accepted.identities,
         policies=tuple(policies),
+        templates=tuple(templates),
+        hw_offload=spec.hw_offload,
         mtu=spec.mtu,
         tcp_mss=spec.tcp_mss,
         mappings=tuple(
@@ -432,12 +445,14 @@ def _pattern(owner: _Peer, policy: IPsecPolicy) -> list[TunnelPolicy]:
             for m in spec.subnet_mapping
         ),
         nat_mode=spec.nat.mode if spec.nat else "Auto",
-        templates=tuple(templates),
-        hw_offload=spec.hw_offload,
         snat_address=spec.nat.snat_address if spec.nat else None,
         notrack=_notrack(spec),
         local_interface=spec.local_interface,
         routing_table=spec.routing.table_id if spec.routing else None,
         rule_priority=spec.routing.rule_priority if spec.routing else None,
         **gateway_fields(spec),
+        routing_mark=spec.routing.routing_mark if spec.routing else None,
+        connection_mark=spec.routing.connection_mark if spec.routing else None,
+        metric=spec.routing.metric if spec.routing else None,
+        require_ipsec=required(spec.require_ipsec),
     )

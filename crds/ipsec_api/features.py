@@ -32,21 +32,6 @@ PEER: Final[tuple[Unbuilt[IPsecPeerSpec], ...]] = (
     Unbuilt("exchangeMode", lambda s: s.exchange_mode != "ike2", "set exchangeMode: ike2"),
     Unbuilt("profileRef", lambda s: s.profile_ref is not None, "write the profile in spec.profile"),
     Unbuilt(
-        "routing.routingMark",
-        lambda s: s.routing is not None and s.routing.routing_mark is not None,
-        "remove it, and set routing.tableID",
-    ),
-    Unbuilt(
-        "routing.connectionMark",
-        lambda s: s.routing is not None and s.routing.connection_mark is not None,
-        "remove it",
-    ),
-    Unbuilt(
-        "routing.metric",
-        lambda s: s.routing is not None and s.routing.metric is not None,
-        "remove it",
-    ),
-    Unbuilt(
         "deletionPolicy", lambda s: s.deletion_policy != "Graceful", "set deletionPolicy: Graceful"
     ),
     Unbuilt("deletionTimeout", lambda s: s.deletion_timeout != "60s", "remove it"),

@@ -31,6 +31,7 @@ from ipsec_api.scalars import (
     is_ip,
     seconds,
 )
+from ipsec_api.services import Service
 from ipsec_api.tunnel import IdentityType
 
 Subnets = Annotated[tuple[Cidr, ...], Field(max_length=64), ListOf("set")]
@@ -272,22 +273,24 @@ class Routing(SpecModel):
     table_id: Annotated[int, Field(ge=1, le=0xFFFFFFFF)] | None = Field(
         default=None, alias="tableID"
     )
-    """Routing table; automatic where absent."""
+    """Routing table in which the way to the peer is looked up; main where absent."""
 
     rule_priority: Annotated[int, Field(ge=1, le=32765)] | None = None
     """Priority of the routing rule; automatic where absent."""
 
     routing_mark: Mark | None = None
-    """Mark of IKE and IPsec packets of this peer."""
+    """Mark of IKE and IPsec packets of this peer, for routing rules and firewalls. The gateway adds
+    its own bit (0x40): match it with a mask, such as 0x7/0xf."""
 
     connection_mark: Mark | None = None
-    """Mark of connections of this peer."""
+    """Conntrack mark: of the traffic of this peer's policies only connections with it enter the
+    tunnel. Goes with nat.mode SNAT or Masquerade."""
 
     metric: Annotated[int, Field(ge=0, le=0xFFFFFFFF)] | None = None
-    """Metric of the routes."""
+    """Metric of the routes to the remote subnets; the kernel's default where absent."""
 
     allow_mark_conflict: bool = False
-    """Allow marks that kube-proxy, Calico or Cilium may also use."""
+    """Allow marks that kube-proxy, Calico, Cilium or another peer may also use."""
 
     RULES: ClassVar[tuple[Rule, ...]] = MARK_RULES
 
@@ -387,6 +390,15 @@ class IPsecPeerSpec(SpecModel):
 
     routing: Routing | None = None
     """Routing tables and marks; automatic where absent."""
+
+    require_ipsec: Annotated[tuple[Service, ...], Field(max_length=64), ListOf("atomic")] = Field(
+        default=(), alias="requireIPsec"
+    )
+    """Services of this gateway and its local subnets that only what came out of an SA reaches."""
+
+    hw_offload: Literal["Auto", "Off", "Crypto"] = "Auto"
+    """Whether network cards compute the SAs. Auto: where card and driver can; Crypto: or there is
+    no SA."""
 
     mtu: Annotated[int, Field(ge=576, le=9000)] | None = None
     """MTU of the tunnel in octets; computed where absent."""

@@ -64,6 +64,18 @@ PEER_RULES: Final = (
         reason="FieldValueForbidden",
     ),
     Rule(
+        cel="!has(self.routing) || !has(self.routing.connectionMark) || (has(self.nat)"
+        " && self.nat.mode in ['SNAT', 'Masquerade'])",
+        message="connectionMark chooses which connections are translated into the tunnel: set"
+        " nat.mode SNAT or Masquerade, or use routingMark to mark IKE and IPsec packets",
+        check=lambda s: (
+            s.routing is None
+            or s.routing.connection_mark is None
+            or (s.nat is not None and s.nat.mode in ("SNAT", "Masquerade"))
+        ),
+        field="routing",
+    ),
+    Rule(
         cel="has(self.address) || self.passive",
         message="nowhere to initiate to: set address, or passive: true to wait for the peer",
         check=lambda s: s.address is not None or s.passive,

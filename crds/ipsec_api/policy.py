@@ -17,6 +17,7 @@ from ipsec_api.algorithms import (
 )
 from ipsec_api.conditions import Conditions
 from ipsec_api.peer_rules import no_default_route
+from ipsec_api.policy_interface import MODE_RULES, PolicyInterface
 from ipsec_api.references import LocalRef
 from ipsec_api.rules import ListOf, Rule, SpecModel
 from ipsec_api.scalars import Cidr, Lifetime, Text, Volume, network
@@ -41,7 +42,7 @@ PROTOCOLS: Final[dict[str, int]] = {
     "sctp": 132,
     "udplite": 136,
 }
-_WITH_PORTS: Final = ("tcp", "udp", "sctp", "6", "17", "132")
+WITH_PORTS: Final = ("tcp", "udp", "sctp", "6", "17", "132")
 _NUMBER = "[0-9]|[1-9][0-9]|1[0-9][0-9]|2[0-4][0-9]|25[0-5]"
 _PROTOCOL = f"^({'|'.join(PROTOCOLS)}|{_NUMBER})$"
 
@@ -107,12 +108,10 @@ class Selector(SpecModel):
         ),
         Rule(
             cel=f"(!has(self.srcPort) && !has(self.dstPort)) || self.protocol in"
-            f" {cel.names(_WITH_PORTS)}",
+            f" {cel.names(WITH_PORTS)}",
             message="this protocol has no ports: set protocol to tcp, udp or sctp, or remove the"
             " ports",
-            check=lambda s: (
-                (s.src_port is None and s.dst_port is None) or s.protocol in _WITH_PORTS
-            ),
+            check=lambda s: (s.src_port is None and s.dst_port is None) or s.protocol in WITH_PORTS,
             field="protocol",
         ),
         Rule(
@@ -191,6 +190,13 @@ class IPsecPolicySpec(SpecModel):
     group: Text = "default"
     """Group of templates that this one belongs to."""
 
+    mode: Literal["policy", "routed"] = "policy"
+    """policy: whatever matches the selectors is protected. routed: there is an interface, and what
+    is routed into it is protected; nothing else is touched."""
+
+    interface: PolicyInterface | None = None
+    """The interface of a routed policy."""
+
     tunnel: bool = True
     """Tunnel mode; false is transport mode, for the hosts themselves."""
 
@@ -227,6 +233,17 @@ class IPsecPolicySpec(SpecModel):
 
     proposal_ref: LocalRef | None = None
     """A shared proposal instead of proposal."""
+
+    dscp: Literal["Copy", "CopyBoth", "Clear"] = "Copy"
+    """DSCP of the outer header. Copy: that of the packet; CopyBoth: and at the far end back into
+    the packet; Clear: none."""
+
+    ecn: Literal["Copy", "Clear"] = "Copy"
+    """ECN of the outer header. Copy: as RFC 6040 says; Clear: none."""
+
+    df: Literal["Copy", "Clear"] = "Copy"
+    """DF bit of an outer IPv4 header. Copy: that of the packet; Clear: none, so that routers may
+    fragment."""
 
     allow_default_route: bool = False
     """Allow 0.0.0.0/0 and ::/0 as selectors; of a template, as remote network of a peer. A routed
@@ -312,6 +329,14 @@ class IPsecPolicySpec(SpecModel):
             reason="FieldValueForbidden",
         ),
         Rule(
+            cel="!self.template || self.action == 'encrypt'",
+            message="a template is for what peers want encrypted: set action: encrypt, or write a"
+            " policy with a peerRef",
+            check=lambda s: not s.template or s.action == "encrypt",
+            field="action",
+            reason="FieldValueForbidden",
+        ),
+        Rule(
             cel="!(has(self.proposal) && has(self.proposalRef))",
             message="two proposals: remove proposal or proposalRef",
             check=lambda s: s.proposal is None or s.proposal_ref is None,
@@ -326,16 +351,9 @@ class IPsecPolicySpec(SpecModel):
             field="template",
             reason="FieldValueForbidden",
         ),
+        *MODE_RULES,
     )
 
-        Rule(
-            cel="!self.template || self.action == 'encrypt'",
-            message="a template is for what peers want encrypted: set action: encrypt, or write a"
-            " policy with a peerRef",
-            check=lambda s: not s.template or s.action == "encrypt",
-            field="action",
-            reason="FieldValueForbidden",
-        ),
 
 def _networks(spec: IPsecPolicySpec) -> tuple[str, ...]:
     named = [n for s in spec.selectors or () for n in (s.src, s.dst)]
@@ -345,24 +363,6 @@ def _networks(spec: IPsecPolicySpec) -> tuple[str, ...]:
 def _is_host(text: str) -> bool:
     return network(text).num_addresses == 1
 
-
-class IPsecPolicyStatus(SpecModel):
-    """What is known of one policy."""
-
-    observed_generation: Annotated[int, Field(ge=0)] = 0
-    """The metadata.generation that this status is about."""
-
-    conditions: Conditions = ()
-    """Accepted, ResolvedRefs, Programmed, Established, Ready."""
-
-    state: Text | None = None
-    """Established, Waiting, NoSa, Discarding, Passing, Template, Disabled or Rejected."""
-
-    selectors_installed: Annotated[int, Field(ge=0)] = 0
-    """Selectors with an SA, of those in the spec; of a template: pairs that peers have now."""
-
-    owner_peer: Text | None = None
-    """The peer that carries the policy."""
 
 class GeneratedPolicy(SpecModel):
     """What one peer has from a template."""
@@ -382,6 +382,24 @@ class GeneratedPolicy(SpecModel):
     remote: Annotated[tuple[Text, ...], Field(max_length=16), ListOf("atomic")] = ()
     """Remote selectors, the first of them."""
 
+
+class IPsecPolicyStatus(SpecModel):
+    """What is known of one policy."""
+
+    observed_generation: Annotated[int, Field(ge=0)] = 0
+    """The metadata.generation that this status is about."""
+
+    conditions: Conditions = ()
+    """Accepted, ResolvedRefs, Programmed, Established, Ready."""
+
+    state: Text | None = None
+    """Established, Waiting, NoSa, Discarding, Passing, Template, Disabled or Rejected."""
+
+    selectors_installed: Annotated[int, Field(ge=0)] = 0
+    """Selectors with an SA, of those in the spec; of a template: pairs that peers have now."""
+
+    owner_peer: Text | None = None
+    """The peer that carries the policy."""
 
     dynamic: bool = False
     """Made from what a peer asked for: true for a template while some peer has something of it."""

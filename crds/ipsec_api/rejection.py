@@ -15,6 +15,7 @@ Reason = Literal[
     "NotYetSupported",
     "PeerNotAccepted",
     "Ignored",
+    "MarkConflict",
     # ResolvedRefs
     "SecretNotFound",
     "KeyMissing",

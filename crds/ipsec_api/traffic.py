@@ -79,7 +79,7 @@ def _blocks(pairs: Sequence[TunnelSelector]) -> Iterator[list[TunnelSelector]]:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A selector that an accepted policy holds."""
+    """A selector that an accepted policy holds. Lower priorities are looked at first."""
 
     selector: TunnelSelector
     priority: int

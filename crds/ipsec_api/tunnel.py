@@ -91,6 +91,16 @@ class TunnelProposal(ApiModel):
     esn: tuple[bool, ...] = ()
 
 
+class TunnelInterface(ApiModel):
+    """An interface whose traffic a policy protects. Addresses and routes in canonical CIDR form."""
+
+    name: str
+    addresses: tuple[str, ...] = ()
+    #: Octets; None is automatic.
+    mtu: int | None = None
+    routes: tuple[str, ...] = ()
+
+
 class TunnelPolicy(ApiModel):
     """One IPsecPolicy, or the one that ``remoteSubnets`` of the peer stands for, or a part of it.
 
@@ -115,16 +125,6 @@ class TunnelPolicy(ApiModel):
     lifebytes: int = 0
     lifepackets: int = 0
     replay_window: int = 1024
-
-
-class TunnelMapping(ApiModel):
-    """One prefix that the other side sees as another one of the same length, in CIDR notation."""
-
-    side: Literal["local", "remote"]
-    original: str
-    mapped: str
-
-
     #: Only what is routed into this interface; None: all traffic that matches the selectors.
     interface: TunnelInterface | None = None
     #: What becomes of these fields of the header between the tunnel's ends.
@@ -145,6 +145,16 @@ class TunnelTemplate(TunnelPolicy):
 
     group: str
     default_route: bool = False
+
+
+class TunnelMapping(ApiModel):
+    """One prefix that the other side sees as another one of the same length, in CIDR notation."""
+
+    side: Literal["local", "remote"]
+    original: str
+    mapped: str
+
+
 class TunnelFailover(ApiModel):
     """Which gateways may own the peer, and when another one takes it over."""
 
@@ -197,6 +207,10 @@ class TunnelConfig(ApiModel):
     childless: bool = False
     identities: tuple[TunnelIdentity, ...] = Field(min_length=1)
     policies: tuple[TunnelPolicy, ...]
+    #: Of the groups that the identities name.
+    templates: tuple[TunnelTemplate, ...] = ()
+    #: What a network card computes of the SAs.
+    hw_offload: Literal["Auto", "Off", "Crypto"] = "Auto"
     #: None is automatic.
     mtu: int | None = None
     tcp_mss: int | None = None
@@ -207,10 +221,6 @@ class TunnelConfig(ApiModel):
     #: Which traffic skips connection tracking: what passes through the node (Pod), all of it (All).
     notrack: Literal["None", "Pod", "All"] = "None"
     #: Our interface for this peer, in place of ``local_address``.
-    #: Of the groups that the identities name.
-    templates: tuple[TunnelTemplate, ...] = ()
-    #: What a network card computes of the SAs.
-    hw_offload: Literal["Auto", "Off", "Crypto"] = "Auto"
     local_interface: str | None = None
     #: Routing table of IKE and ESP to the peer, and the priority of the rule that leads there.
     routing_table: int | None = None
@@ -218,6 +228,14 @@ class TunnelConfig(ApiModel):
     failover: TunnelFailover = Field(default_factory=TunnelFailover)
     #: None is as the gateway likes.
     probe: TunnelProbe | None = None
+    #: Mark of the outer packets, IKE and ESP, to the peer; bits of the gateway's own come on top.
+    routing_mark: int | None = None
+    #: Conntrack mark of the connections that nat_mode has enter the tunnel; None: all of them.
+    connection_mark: int | None = None
+    #: Of the routes to the remote networks; None is the kernel's default.
+    metric: int | None = None
+    #: What reaches this node and the local networks out of SAs only.
+    require_ipsec: tuple[TunnelService, ...] = ()
 
     @property
     def key(self) -> str:

@@ -24,23 +24,28 @@ from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network
 
 from ipsec_gateway.ipsec.base import Level, PolicyAction, PolicyDirection, PolicySpec
-from ipsec_gateway.marks import GUARD, STEER
+from ipsec_gateway.marks import Numbers
 from ipsec_ike.selectors import TrafficSelector
 
 Network = IPv4Network | IPv6Network
 
 
 class Verdict(Enum):
-    """What a matching packet gets; the values are mark bits."""
+    """What a matching packet gets: whether it is steered, and whether it is guarded."""
 
     #: Protect, and never let it leave in clear text.
-    REQUIRE = STEER | GUARD
+    REQUIRE = (True, True)
     #: Protect (``level: use`` with a live SA).
-    USE = STEER
+    USE = (True, False)
     #: Drop.
-    DISCARD = GUARD
+    DISCARD = (False, True)
     #: Let pass in clear text (``none``, or ``level: use`` without an SA).
-    CLEAR = 0
+    CLEAR = (False, False)
+
+    def bits(self, numbers: Numbers) -> int:
+        """Its bits of the packet mark."""
+        steers, guards = self.value
+        return (numbers.steer if steers else 0) | (numbers.guard if guards else 0)
 
 
 class Variant(Enum):

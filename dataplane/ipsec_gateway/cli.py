@@ -29,10 +29,11 @@ from typing import Final, get_args
 
 import click
 
-from ipsec_gateway import collector, logs
+from ipsec_gateway import collector, logs, marks
 from ipsec_gateway.handover import DEFAULT
 from ipsec_gateway.ipsec.abilities import USERSPACE
 from ipsec_gateway.ipsec.base import DataplaneError, IpsecBackend
+from ipsec_gateway.marks import BadNumbers, Numbers
 from ipsec_gateway.ports import PortConflict
 from ipsec_gateway.probe import probe
 from ipsec_gateway.runtime import Gateway, Options
@@ -59,6 +60,20 @@ class _Network(click.ParamType[IPv4Network | IPv6Network]):
             return ip_network(str(value))
         except ValueError as exc:
             self.fail(f"{exc}; write it such as 10.96.0.0/12", param, ctx)
+
+
+class _Bits(click.ParamType[int]):
+    """A number, in hexadecimal with 0x."""
+
+    name = "bits"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
+        try:
+            return int(str(value), 0)
+        except ValueError:
+            self.fail(f"{value!r} is not a number; write it such as 0x70", param, ctx)
 
 
 class _Address(click.ParamType[tuple[str, int]]):
@@ -132,6 +147,28 @@ class _Address(click.ParamType[tuple[str, int]]):
     help="Network of Services, which stays tracked whatever notrack says. May be repeated.",
 )
 @click.option(
+    "--mark-bits",
+    type=_Bits(),
+    default=hex(marks.DEFAULT.mask),
+    envvar="KUBE_IPSEC_MARK_BITS",
+    show_default=True,
+    help="The three bits of the packet mark that are the gateway's on this node.",
+)
+@click.option(
+    "--tables",
+    type=int,
+    default=marks.DEFAULT.table,
+    envvar="KUBE_IPSEC_TABLES",
+    show_default=True,
+    help="The first of the gateway's two routing tables; its rules are numbered from one less.",
+)
+@click.option(
+    "--allow-mark-conflict",
+    is_flag=True,
+    envvar="KUBE_IPSEC_ALLOW_MARK_CONFLICT",
+    help="Take mark bits that kube-proxy, Calico, Cilium and others use where they run.",
+)
+@click.option(
     "--dry-run", is_flag=True, help="Read the folder once, say what would be done, and end."
 )
 def gateway(
@@ -144,6 +181,9 @@ def gateway(
     log_level: str,
     cleanup: bool,
     services: tuple[IPv4Network | IPv6Network, ...],
+    mark_bits: int,
+    tables: int,
+    allow_mark_conflict: bool,
     dry_run: bool,
 ) -> None:
     """Run tunnels for the resources in a folder.
@@ -153,6 +193,10 @@ def gateway(
     """
     if manifests is None and not cleanup:
         raise click.UsageError("Missing option '--manifests'.")
+    try:
+        numbers = Numbers(mark_bits, tables, allow_mark_conflict)
+    except BadNumbers as exc:
+        raise click.UsageError(f"--mark-bits, --tables: {exc}") from exc
     if dry_run and manifests is not None:
         # Imported here: it pulls in what a running gateway does not need.
         from ipsec_gateway.dryrun import report
@@ -173,11 +217,15 @@ def gateway(
     if problem := _lacking(device=not in_kernel) or _unusable(state):
         _end(problem, _LACKING)
     options = Options(
-        state=state, listen=None if cleanup else listen, goodbye=cleanup, services=services
+        state=state,
+        listen=None if cleanup else listen,
+        goodbye=cleanup,
+        services=services,
+        numbers=numbers,
     )
     make_backend: Callable[[IkeSockets], IpsecBackend] = _userspace
     if kernel is not None and in_kernel:
-        make_backend = partial(_xfrm, directions=kernel.directions)
+        make_backend = partial(_xfrm, directions=kernel.directions, numbers=numbers)
         log.info("data plane: the kernel's (%s)", kernel)
         keep = None if resume == "off" else Path(resume) if resume else DEFAULT
         options = replace(options, kernel=True, resume=keep, abilities=kernel.abilities)
@@ -213,11 +261,12 @@ async def _run(
     await it.run()
 
 
-def _xfrm(sockets: IkeSockets, *, directions: bool) -> IpsecBackend:
+def _xfrm(sockets: IkeSockets, *, directions: bool, numbers: Numbers) -> IpsecBackend:
     from ipsec_gateway.ipsec.xfrm import XfrmBackend
     from ipsec_gateway.ipsec.xfrm_sa import Treatment
 
-    return XfrmBackend(natt=sockets.pairs, treatment=Treatment(directions=directions))
+    how = Treatment(directions=directions, output_mark=(numbers.bypass, numbers.bypass))
+    return XfrmBackend(natt=sockets.pairs, treatment=how)
 
 
 def _userspace(sockets: IkeSockets) -> IpsecBackend:

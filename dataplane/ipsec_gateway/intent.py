@@ -31,11 +31,28 @@ from ipsec_gateway.classify import Network
 from ipsec_gateway.identities import BadIdentity, identity
 from ipsec_gateway.ipsec.abilities import Abilities
 from ipsec_gateway.ipsec.base import Level, PolicyAction, PolicyDirection, PolicyId, PolicySpec
-from ipsec_gateway.marks import RULE_DETOUR, allocate_reqids
-from ipsec_gateway.nat import Translation, Untranslatable, on_the_wire, wire_selectors
+from ipsec_gateway.marks import DEFAULT, Numbers, allocate_reqids
+from ipsec_gateway.nat import (
+    Translation,
+    Untranslatable,
+    blocked,
+    on_the_wire,
+    wire_selectors,
+)
+from ipsec_gateway.outermarks import (
+    OuterMarks,
+    clash,
+    detours,
+    known_addresses,
+    outer_marks,
+    outer_word,
+)
+from ipsec_gateway.protected import ProtectedService, protected_services
+from ipsec_gateway.routing import Rule
 from ipsec_ike.config import (
     ChildConfig,
     Childless,
+    Handling,
     IdentityConfig,
     Lifetime,
     Mode,
@@ -72,6 +89,9 @@ class Facts:
     encapsulate: bool = False
     #: What the data plane can do; None: everything.
     abilities: Abilities | None = None
+    #: Where each peer is that has an SA, by its key.
+    live: Mapping[str, str] = field(default_factory=dict)
+    numbers: Numbers = DEFAULT
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,15 +124,20 @@ class Intent:
     mtus: Mapping[Network, int] = field(default_factory=dict)
     #: Remote subnets by the TCP MSS that a peer sets.
     clamps: Mapping[int, tuple[Network, ...]] = field(default_factory=dict)
-    #: The first address of the peer behind each remote subnet, where one is known.
+    #: Where the peer behind each remote subnet is, or may be, if that is known.
     ends: Mapping[Network, str] = field(default_factory=dict)
     #: Pairs whose addresses are other ones inside the tunnel, and their policies.
     translations: tuple[Translation, ...] = ()
     translated: frozenset[PolicyId] = frozenset()
     #: Outbound policies whose traffic skips connection tracking, by whether our own does too.
     untracked: Mapping[PolicyId, bool] = field(default_factory=dict)
-    #: Where IKE and ESP to these addresses are routed: (address, table, priority of the rule).
-    detours: tuple[tuple[str, int, int], ...] = ()
+    #: Rules for IKE and ESP to peers with a table of their own, and marks of those packets.
+    detours: tuple[Rule, ...] = ()
+    outer: OuterMarks = field(default_factory=OuterMarks)
+    #: Metric of the routes by remote subnet, where a peer sets one.
+    metrics: Mapping[Network, int] = field(default_factory=dict)
+    #: What is accepted out of SAs only, at this node and in these local networks.
+    services: tuple[ProtectedService, ...] = ()
     #: Where each CHILD_SA comes from, by (peer, child).
     children: Mapping[tuple[str, str], ChildOwner] = field(default_factory=dict)
     problems: tuple[Problem, ...] = ()
@@ -144,10 +169,8 @@ def intent(tunnels: Iterable[TunnelConfig], facts: Facts) -> Intent:
             tunnel, found = on_the_wire(tunnel, _own_address(tunnel, facts))
         except Untranslatable as exc:
             problems.append(Problem(plain.source, "Invalid", str(exc)))
-            # No tunnel, and no clear text either; but where the networks of the other side may be
-            # our own as well, blocking them would cut this node off.
-            if all(m.side == "local" for m in plain.mappings):
-                guarded.append(tunnel)
+            # No tunnel, and no clear text either.
+            guarded.append(blocked(tunnel))
             continue
         ordered.append(tunnel)
         guarded.append(tunnel)
@@ -166,7 +189,8 @@ def intent(tunnels: Iterable[TunnelConfig], facts: Facts) -> Intent:
     for entry in entries:
         if entry.policy.action == "encrypt":
             try:
-                child = _child(entry, reqids[entry.key], facts.abilities)
+                mark = outer_word(entry.tunnel, facts.numbers)
+                child = _child(entry, reqids[entry.key], facts.abilities, mark)
             except _Unable as exc:
                 problems.append(Problem(entry.policy.source, "UnsupportedByDataplane", str(exc)))
                 continue
@@ -199,7 +223,10 @@ def intent(tunnels: Iterable[TunnelConfig], facts: Facts) -> Intent:
         translations=tuple(translations),
         translated=translated,
         untracked=_untracked(owners, translated, facts, problems),
-        detours=_detours(ordered, facts),
+        detours=detours(ordered, facts.resolved, facts.live, facts.numbers),
+        outer=outer_marks(ordered, facts.resolved, facts.live, facts.numbers),
+        metrics=_metrics(owners),
+        services=protected_services(guarded),
         children={
             (e.tunnel.key, e.name): ChildOwner(e.policy.source, len(e.selectors))
             for e in entries
@@ -211,6 +238,9 @@ def intent(tunnels: Iterable[TunnelConfig], facts: Facts) -> Intent:
 
 def _placed(tunnel: TunnelConfig, facts: Facts, problems: list[Problem]) -> TunnelConfig:
     """With the address of its interface, if it names one."""
+    if why := clash(tunnel, facts.numbers):
+        problems.append(Problem(tunnel.source, "MarkConflict", why))
+        return _nowhere(tunnel)
     if tunnel.local_interface is None or tunnel.local_address is not None:
         return tunnel
     remotes = [a for name in tunnel.addresses for a in facts.resolved.get(name, ())]
@@ -227,8 +257,15 @@ def _placed(tunnel: TunnelConfig, facts: Facts, problems: list[Problem]) -> Tunn
             )
         )
         # Better no tunnel than one from an address that was not meant.
-        return tunnel.model_copy(update={"addresses": (), "remote_networks": ("192.0.2.0/32",)})
+        return _nowhere(tunnel)
     return tunnel.model_copy(update={"local_address": found})
+
+
+def _nowhere(tunnel: TunnelConfig) -> TunnelConfig:
+    """With nobody to reach or to answer; its traffic is guarded all the same."""
+    return tunnel.model_copy(
+        update={"addresses": (), "remote_networks": ("192.0.2.0/32",), "routing_mark": None}
+    )
 
 
 def _own_address(tunnel: TunnelConfig, facts: Facts) -> str | None:
@@ -269,18 +306,6 @@ def _untracked(
 
 def _share(one: Network, two: Network) -> bool:
     return one.version == two.version and one.overlaps(two)
-
-
-def _detours(tunnels: Iterable[TunnelConfig], facts: Facts) -> tuple[tuple[str, int, int], ...]:
-    return tuple(
-        sorted(
-            (address, tunnel.routing_table, tunnel.rule_priority or RULE_DETOUR)
-            for tunnel in tunnels
-            if tunnel.routing_table is not None
-            for name in tunnel.addresses
-            for address in facts.resolved.get(name, ())
-        )
-    )
 
 
 def _order(entry: _Entry) -> tuple[int, str, str, int, str]:
@@ -379,7 +404,7 @@ class _Unable(Exception):
     """The data plane of this gateway cannot do what a policy asks for."""
 
 
-def _child(entry: _Entry, reqid: int, abilities: Abilities | None) -> ChildConfig:
+def _child(entry: _Entry, reqid: int, abilities: Abilities | None, outer_mark: int) -> ChildConfig:
     """Raises UnknownAlgorithm, _Unable."""
     policy = entry.policy
     proposals = (ah_proposals if policy.protocol == "ah" else esp_proposals)(policy.proposals)
@@ -397,6 +422,7 @@ def _child(entry: _Entry, reqid: int, abilities: Abilities | None) -> ChildConfi
         ),
         start=Start.NEVER if entry.tunnel.passive else Start.NOW,
         replay_window=policy.replay_window,
+        handling=Handling(mark=outer_mark),
     )
 
 
@@ -511,10 +537,20 @@ def _sizes(
     return mtus, {mss: collapsed(networks) for mss, networks in clamps.items()}
 
 
+def _metrics(owners: Mapping[PolicyId, TunnelConfig]) -> dict[Network, int]:
+    """Where peers share a remote subnet the smaller one counts."""
+    metrics: dict[Network, int] = {}
+    for policy, tunnel in owners.items():
+        if tunnel.metric is not None:
+            for remote in policy.destination.networks:
+                metrics[remote] = min(tunnel.metric, metrics.get(remote, tunnel.metric))
+    return metrics
+
+
 def _ends(owners: Mapping[PolicyId, TunnelConfig], facts: Facts) -> dict[Network, str]:
     ends: dict[Network, str] = {}
     for policy, tunnel in owners.items():
-        found = [a for name in tunnel.addresses for a in facts.resolved.get(name, ())]
+        found = known_addresses(tunnel, facts.resolved, facts.live)
         if found:
             ends.update(dict.fromkeys(policy.destination.networks, found[0]))
     return ends

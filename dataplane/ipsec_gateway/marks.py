@@ -1,15 +1,25 @@
 """Numbers that the gateway puts into the kernel: mark bits, table and rule numbers, reqids.
 
-Marks. All actors on a node share one 32-bit packet mark, so we own three documented bits of it
-and never touch the others: 0x70. Others known to us: kube-proxy 0x4000 and 0x8000, Calico
-0xffff0000, Cilium 0x0f00, AWS VPC CNI 0x80, the CNI portmap plugin 0x2000.
+Marks. All actors on a node share one 32-bit packet mark, so we own three bits of it and never touch
+the others: 0x70 unless ``--mark-bits`` says otherwise. From the lowest to the highest:
 
 =======  ====================================================================================
 bit      meaning
 =======  ====================================================================================
-STEER    a policy protects this packet: the rule routes it into the device
-GUARD    it must not leave in clear text (``level: require`` and ``unique``, action ``discard``)
-BYPASS   our own IKE and ESP, and what the gateway sends that no policy matches: routed as usual
+steer    a policy protects this packet: the rule routes it into the device
+guard    it must not leave in clear text (``level: require`` and ``unique``, action ``discard``)
+bypass   our own IKE and ESP, and what the gateway sends that no policy matches: routed as usual
+=======  ====================================================================================
+
+Tables and rules. ``--tables N`` (4500) gives the tables N and N + 1, and rules of these priorities:
+
+=======  ====================================================================================
+rule     what
+=======  ====================================================================================
+N - 1    ``to PEER fwmark bypass/bypass lookup T``: IKE and ESP to a peer with its own table
+N        ``fwmark steer/steer lookup N``: what a policy protects
+N + 1    ``iif lo fwmark 0/mask lookup N+1``: connections that have no source address yet
+32800    ``fwmark 0/mask lookup N``, after all others: reverse path checks of decrypted packets
 =======  ====================================================================================
 
 Reqids tie SAs to policies and must survive a restart, so they are a hash of the name and not a
@@ -20,29 +30,104 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Final
 
-MARK_MASK: Final = 0x70
-STEER: Final = 0x10
-GUARD: Final = 0x20
-BYPASS: Final = 0x40
+from ipsec_api.marks import owner_of
+
+_WHOLE: Final = 0xFFFFFFFF
 
 #: nftables table (family inet). ``ipsec`` alone would be a keyword of the nft syntax.
 NFT_TABLE: Final = "kube_ipsec"
 
-#: Routes to all remote subnets.
-TABLE: Final = 4500
-#: The same with source address hints and without default routes.
-TABLE_SOURCE: Final = 4501
-
-#: ``to PEER fwmark BYPASS/BYPASS lookup T``: IKE and ESP to a peer that names a table of its own.
-RULE_DETOUR: Final = 4499
-#: ``fwmark STEER/STEER lookup TABLE``: what a policy protects.
-RULE_STEER: Final = 4500
-#: ``iif lo fwmark 0/MARK_MASK lookup TABLE_SOURCE``: connections that have no source address yet.
-RULE_SOURCE: Final = 4501
-#: ``fwmark 0/MARK_MASK lookup TABLE``, after all others: reverse path checks of decrypted packets.
+#: Of the rule after all others, whatever the numbers of the tables.
 RULE_LAST: Final = 32800
+#: Priority of the look-up in the main table, before which ours must come.
+_RULE_MAIN: Final = 32766
+#: The kernel's own tables: default, main, local.
+_RESERVED: Final = frozenset((253, 254, 255))
+
+
+class BadNumbers(ValueError):
+    """Numbers that the gateway cannot have. The message says whose they are, and the remedy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """Mark bits and tables of one gateway. Raises BadNumbers.
+
+    ``mask`` has the three bits, ``table`` is the first of the two tables. ``shared`` allows bits
+    that others are known to use, for nodes where they do not run.
+    """
+
+    mask: int = 0x70
+    table: int = 4500
+    shared: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.mask <= _WHOLE or self.mask.bit_count() != 3:
+            raise BadNumbers(
+                f"{self.mask:#x} has not exactly three bits of 32, such as 0x70: one for steering,"
+                " one for the guard, one for our own packets"
+            )
+        if not self.shared and (found := owner_of(self.mask)):
+            raise BadNumbers(
+                f"{self.mask:#x} has bits of {found}: take others, such as 0x70, or allow it where"
+                " that does not run (--allow-mark-conflict)"
+            )
+        if not 2 <= self.table <= _RULE_MAIN - 2 or {self.table, self.table + 1} & _RESERVED:
+            raise BadNumbers(
+                f"tables from {self.table} on cannot be the gateway's: their number is the priority"
+                f" of their rule, too, so take 2 to {_RULE_MAIN - 2}, and not 253 to 255, which are"
+                " the kernel's"
+            )
+
+    @property
+    def steer(self) -> int:
+        """The lowest bit."""
+        return self.mask & -self.mask
+
+    @property
+    def guard(self) -> int:
+        """The middle one."""
+        return self.mask ^ self.steer ^ self.bypass
+
+    @property
+    def bypass(self) -> int:
+        """The highest one."""
+        return 1 << (self.mask.bit_length() - 1)
+
+    @property
+    def keep(self) -> int:
+        """All bits but ours."""
+        return _WHOLE & ~self.mask
+
+    @property
+    def table_source(self) -> int:
+        """The table with source address hints and without default routes."""
+        return self.table + 1
+
+    @property
+    def tables(self) -> tuple[int, int]:
+        """Both."""
+        return self.table, self.table_source
+
+    @property
+    def rule_detour(self) -> int:
+        """Of peers that name a table and no priority."""
+        return self.table - 1
+
+    @property
+    def priorities(self) -> tuple[int, int, int]:
+        """Of the rules that are always ours: to the tables, and the last."""
+        return self.table, self.table + 1, RULE_LAST
+
+    def word(self, routing_mark: int) -> int:
+        """The whole mark of IKE and ESP packets of a peer with this ``routingMark``."""
+        return routing_mark | self.bypass
+
+
+DEFAULT: Final = Numbers()
 
 #: ``proto`` of our routes and rules, so that ``ip route show proto 79`` lists them.
 ROUTE_PROTOCOL: Final = 79

@@ -16,10 +16,13 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Final
 
 from ipsec_api.tunnel import TunnelConfig, TunnelMapping, TunnelPolicy, TunnelSelector
 from ipsec_gateway.classify import Network
 from ipsec_ike.selectors import TrafficSelector
+
+_WHOLE: Final = 0xFFFFFFFF
 
 
 class Untranslatable(Exception):
@@ -110,6 +113,54 @@ def on_the_wire(
     return tunnel.model_copy(update={"policies": tuple(policies)}), tuple(translations)
 
 
+def blocked(tunnel: TunnelConfig) -> TunnelConfig:
+    """The tunnel with what is to be kept from leaving in clear text where ``on_the_wire`` refuses
+    it: what our side sees of the other one.
+
+    A network that our side knows under a mapped prefix may be ours as well, and blocking it would
+    cut this node off; nobody here means the other side's when sending there. So is what policies
+    have in common with our own networks.
+    """
+    mappings = [m for m in tunnel.mappings if m.side == "remote"]
+    policies: list[TunnelPolicy] = []
+    for policy in tunnel.policies:
+        selectors: dict[TunnelSelector, None] = {}
+        for selector in policy.selectors:
+            if policy.action != "encrypt":
+                selectors[selector] = None
+                continue
+            local, remote = ipaddress.ip_network(selector.src), ipaddress.ip_network(selector.dst)
+            seen: list[Network] = [remote]
+            for mapping in mappings:
+                original = ipaddress.ip_network(mapping.original)
+                mapped = ipaddress.ip_network(mapping.mapped)
+                if _overlap(original, remote):
+                    seen = [mapped, *_without(seen, original)]
+            if mappings:
+                seen = _without(seen, local)
+            for each in seen:
+                wider = selector.model_copy(update={"dst": str(each)})
+                selectors[wider] = None
+        if selectors:
+            policies.append(policy.model_copy(update={"selectors": tuple(selectors)}))
+    return tunnel.model_copy(update={"policies": tuple(policies)})
+
+
+def _overlap(one: Network, two: Network) -> bool:
+    return one.version == two.version and one.overlaps(two)
+
+
+def _without(networks: Iterable[Network], hole: Network) -> list[Network]:
+    """What is left of these networks."""
+    left: list[Network] = []
+    for network in networks:
+        if not _overlap(network, hole):
+            left.append(network)
+        elif network.prefixlen < hole.prefixlen:
+            left.extend(network.address_exclude(hole))  # type: ignore[arg-type]  # one family
+    return left
+
+
 def wire_selectors(translation: Translation) -> tuple[TrafficSelector, TrafficSelector]:
     """As policies have it: local, remote."""
     return (
@@ -146,7 +197,8 @@ def _translation(
             " remove protocol and ports from the policy"
         )
     exempt = () if remote.prefixlen else (local,)
-    return Translation(tunnel.key, local, seen, wire_local, real, None, exempt)
+    mark = None if tunnel.connection_mark is None else (tunnel.connection_mark, _WHOLE)
+    return Translation(tunnel.key, local, seen, wire_local, real, mark, exempt)
 
 
 def _mapped(network: Network, mappings: Iterable[TunnelMapping]) -> Network:

@@ -14,8 +14,9 @@ from typing import Final, NamedTuple
 import jinja2
 
 from ipsec_gateway.classify import Element, Network, Step, Variant, Verdict
-from ipsec_gateway.marks import BYPASS, GUARD, MARK_MASK, NFT_TABLE, STEER
+from ipsec_gateway.marks import DEFAULT, NFT_TABLE, Numbers
 from ipsec_gateway.nat import Translation
+from ipsec_gateway.protected import ProtectedService
 
 TABLE: Final = f"inet {NFT_TABLE}"
 
@@ -75,17 +76,10 @@ class _Rule(NamedTuple):
     version: int
     variant: Variant
     set: str
-    verdict: Verdict
-
-    @property
-    def bits(self) -> str:
-        """The mark bits of the verdict."""
-        return hex(self.verdict.value)
-
-    @property
-    def steers(self) -> bool:
-        """Whether a tunnel carries it."""
-        return bool(self.verdict.value & STEER)
+    #: The mark bits of the verdict.
+    bits: str
+    #: Whether a tunnel carries it.
+    steers: bool
 
     def match(self, reverse: bool) -> str:
         """The expression; ``reverse`` looks at a packet from the other direction."""
@@ -108,6 +102,8 @@ def ruleset(
     translations: Iterable[Translation] = (),
     untracked: Iterable[Step] = (),
     untracked_own: Iterable[Step] = (),
+    services: Iterable[ProtectedService] = (),
+    numbers: Numbers = DEFAULT,
 ) -> Ruleset:
     """The table for these steps.
 
@@ -115,11 +111,12 @@ def ruleset(
     them on their way. ``mtu`` is the largest inner packet in octets; ``clamps`` are remote networks
     by the TCP MSS they get. ``translations`` are what has other addresses inside its tunnel;
     ``untracked`` skips connection tracking, ``untracked_own`` also where it is this node's own.
+    ``services`` are reached out of SAs only.
     """
     sets: dict[str, NftSet] = {}
-    rules = _rules("step", steps, sets)
-    notrack = _rules("untracked", untracked, sets)
-    notrack_own = _rules("untracked_own", untracked_own, sets)
+    rules = _rules("step", steps, sets, numbers)
+    notrack = _rules("untracked", untracked, sets, numbers)
+    notrack_own = _rules("untracked_own", untracked_own, sets, numbers)
     mss: list[tuple[int, str]] = []
     for value, networks in sorted((clamps or {}).items()):
         for version in (4, 6):
@@ -129,7 +126,20 @@ def ruleset(
                     f"ipv{version}_addr", members, f"remote networks whose TCP MSS is {value}"
                 )
                 mss.append((value, "" if version == 4 else "6"))
+    only: list[tuple[str, str, str]] = []
+    for number, service in enumerate(services):
+        only.append(("fib daddr type local", service.match, service.name))
+        for version in (4, 6):
+            members = {str(n): "" for n in service.networks if n.version == version}
+            if members:
+                name = f"service{number}_{version}"
+                sets[name] = NftSet(
+                    f"ipv{version}_addr", members, "local networks with a service for tunnels only"
+                )
+                ip = "ip" if version == 4 else "ip6"
+                only.append((f"{ip} daddr @{name}", service.match, service.name))
     body = _template().render(
+        only=only,
         rules=rules,
         notrack=notrack,
         notrack_own=notrack_own,
@@ -137,17 +147,19 @@ def ruleset(
         device=device,
         mtu=mtu,
         clamps=mss,
-        keep=hex(0xFFFFFFFF & ~MARK_MASK),
-        mask=hex(MARK_MASK),
-        both=hex(STEER | GUARD),
-        all=hex(STEER | GUARD | BYPASS),
-        guard=hex(GUARD),
-        bypass=hex(BYPASS),
+        keep=hex(numbers.keep),
+        mask=hex(numbers.mask),
+        both=hex(numbers.steer | numbers.guard),
+        all=hex(numbers.mask),
+        guard=hex(numbers.guard),
+        bypass=hex(numbers.bypass),
     )
     return Ruleset(body, sets)
 
 
-def _rules(prefix: str, steps: Iterable[Step], sets: dict[str, NftSet]) -> list[_Rule]:
+def _rules(
+    prefix: str, steps: Iterable[Step], sets: dict[str, NftSet], numbers: Numbers
+) -> list[_Rule]:
     """Look-ups of these steps, whose sets are added to ``sets``."""
     rules: list[_Rule] = []
     for number, step in enumerate(steps):
@@ -161,7 +173,8 @@ def _rules(prefix: str, steps: Iterable[Step], sets: dict[str, NftSet]) -> list[
                 {_element(e): e.name for e in elements},
                 f"local . remote, {_MEANING[step.verdict]}",
             )
-            rules.append(_Rule(version, variant, name, step.verdict))
+            bits = step.verdict.bits(numbers)
+            rules.append(_Rule(version, variant, name, hex(bits), bool(bits & numbers.steer)))
     return rules
 
 

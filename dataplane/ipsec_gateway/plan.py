@@ -48,7 +48,8 @@ def routing(desired: Routing, actual: Routing) -> RoutingPlan:
     """What changes in routes and rules.
 
     Routes are there before the rules that lead to them and go after them. A route that only changes
-    its hint or MTU is replaced in place; the twin that refuses is never missing.
+    its hint or MTU is replaced in place, one with another metric comes before the old one goes; the
+    twin that refuses is never missing.
     """
     add: dict[int, tuple[str, ...]] = {}
     delete: dict[int, tuple[str, ...]] = {}
@@ -70,8 +71,8 @@ def routing(desired: Routing, actual: Routing) -> RoutingPlan:
     return RoutingPlan(add, delete)
 
 
-def _place(route: Route) -> tuple[int, str, bool]:
-    return route.table, route.destination, bool(route.device)
+def _place(route: Route) -> tuple[int, str, bool, int]:
+    return route.table, route.destination, bool(route.device), route.metric
 
 
 def _fallback_first(routes: Iterable[Route]) -> list[Route]:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from ipsec_api.tunnel import TunnelConfig
 from ipsec_gateway.intent import Address, Facts
+from ipsec_gateway.marks import DEFAULT, Numbers
+from ipsec_gateway.outermarks import outer_marks
 from ipsec_gateway.udp import bypass
 
 #: Seconds after which a name is resolved again, and after which one that failed is.
@@ -36,11 +38,13 @@ class Resolver:
         on_change: Callable[[], None],
         *,
         lookup: Lookup | None = None,
-        source_of: Callable[[str], str | None] | None = None,
+        source_of: Callable[[str, int], str | None] | None = None,
+        numbers: Numbers = DEFAULT,
     ) -> None:
         self._on_change: Final = on_change
         self._lookup: Final = lookup or _getaddrinfo
         self._source_of: Final = source_of or source_address
+        self._numbers: Final = numbers
         self._resolved: dict[str, tuple[str, ...]] = {}
         self._due: dict[str, float] = {}
         self._running: dict[str, asyncio.Task[None]] = {}
@@ -51,8 +55,11 @@ class Resolver:
         tunnels: Iterable[TunnelConfig],
         addresses: tuple[Address, ...],
         now: float,
+        live: Mapping[str, str] | None = None,
     ) -> Facts:
-        """Facts for these tunnels, as they are known after a short wait."""
+        """Facts for these tunnels, as they are known after a short wait. ``live`` has the address
+        at which each peer is now."""
+        tunnels = tuple(tunnels)
         names = {n for t in tunnels for n in (*t.addresses, *t.remote_networks)}
         texts = {n: str(a) for n in names if (a := _address(n)) is not None}
         wanted = {n for n in names if n not in texts and not _is_network(n)}
@@ -74,8 +81,19 @@ class Resolver:
         resolved = {n: self._resolved[n] for n in wanted if n in self._resolved}
         resolved.update({n: (text,) for n, text in texts.items()})
         remotes = {a for n in names for a in resolved.get(n, ())}
-        sources = {a: s for a in remotes if (s := self._source_of(a)) is not None}
-        return Facts(addresses=addresses, resolved=resolved, sources=sources)
+        marks = outer_marks(tunnels, resolved, live or {}, self._numbers)
+        sources = {
+            a: s
+            for a in remotes
+            if (s := self._source_of(a, marks.of(a) or self._numbers.bypass)) is not None
+        }
+        return Facts(
+            addresses=addresses,
+            resolved=resolved,
+            sources=sources,
+            live=live or {},
+            numbers=self._numbers,
+        )
 
     @property
     def busy(self) -> bool:
@@ -112,15 +130,15 @@ class Resolver:
             self._on_change()
 
 
-def source_address(destination: str) -> str | None:
-    """The address that the routing table would send from, or None without a route.
+def source_address(destination: str, mark: int = DEFAULT.bypass) -> str | None:
+    """The address that the routing table would send from with this mark, or None without a route.
 
     Connecting a UDP socket sends nothing.
     """
     family = socket.AF_INET6 if ":" in destination else socket.AF_INET
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
-            bypass(probe)
+            bypass(probe, mark)
             probe.connect((destination, 500))
             return str(probe.getsockname()[0])
     except OSError:

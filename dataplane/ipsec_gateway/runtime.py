@@ -43,6 +43,7 @@ from ipsec_gateway.ipsec.base import (
 from ipsec_gateway.ipsec.mtu import INITIAL
 from ipsec_gateway.lastgood import InForce, LastGood
 from ipsec_gateway.logs import log_event
+from ipsec_gateway.marks import DEFAULT, Numbers
 from ipsec_gateway.metrics import Metrics, Scrape
 from ipsec_gateway.monitor import Monitor
 from ipsec_gateway.ports import PortConflict
@@ -106,6 +107,8 @@ class Options:
     ports: tuple[int, int] = (IKE_PORT, 4500)
     #: Networks of Services: their addresses need connection tracking.
     services: tuple[Network, ...] = ()
+    #: Mark bits and tables that are ours on this node.
+    numbers: Numbers = DEFAULT
     name: str = field(default_factory=socket.gethostname)
 
 
@@ -124,17 +127,23 @@ class Gateway:
         self._loop: Final = asyncio.get_running_loop()
         self.pump: Final = Pump(Engine(rng=os.urandom), self._on_event, self._loop)
         self._sockets: Final = IkeSockets(
-            self.pump.receive, self.pump.esp, self.pump.pump, ports=options.ports
+            self.pump.receive,
+            self.pump.esp,
+            self.pump.pump,
+            ports=options.ports,
+            numbers=options.numbers,
         )
         self.board: Final = StatusBoard(_now)
         self.metrics: Final = Metrics(options.name)
         self._memory: Final = LastGood()
-        self._resolver: Final = Resolver(self._wake_up)
+        self._resolver: Final = Resolver(self._wake_up, numbers=options.numbers)
         self._monitor: Final = Monitor(self._moved, self._loop)
         self._handover: Final = Handover(options.resume, self.pump, self._loop)
         self._goodbye = options.goodbye or options.resume is None
         steered = options.kernel or options.device is not None
-        self._steering: Final = Steering(options.device) if steered else None
+        self._steering: Final = (
+            Steering(options.device, numbers=options.numbers) if steered else None
+        )
         self._sizes: Final = Sizes()
         self._sized = Sized({}, {})
         self._sizes_due = 0.0
@@ -155,6 +164,8 @@ class Gateway:
         self._ready = False
         #: Whether some policy passes clear text while it has no SA.
         self._has_use = False
+        #: Whether some peer comes to us, from an address that is known once it has.
+        self._has_passive = False
         #: Whether statuses of objects that went away while nobody looked are deleted.
         self._swept = False
         self._told: set[str] = set()
@@ -265,7 +276,9 @@ class Gateway:
         try:
             addresses = await local_addresses(self._options.device)
             facts = replace(
-                await self._resolver.facts(in_force.tunnels, addresses, started),
+                await self._resolver.facts(
+                    in_force.tunnels, addresses, started, self._whereabouts(in_force)
+                ),
                 encapsulate=self._options.encapsulate,
                 abilities=self._options.abilities,
             )
@@ -314,6 +327,7 @@ class Gateway:
             await self._guard(wanted, mtu, retained)
             if self._done == (wanted, addresses, mtu):
                 return
+        self._sockets.marks = wanted.outer
         backend = self.pump.backend or await self._start_backend(wanted.policies)
         if steering is not None:
             mtu = await self._inner_mtu()
@@ -377,6 +391,19 @@ class Gateway:
         if not self._has_use:
             return frozenset()
         return frozenset(c.reqid for sa in self.pump.engine.snapshot() for c in sa.children)
+
+    def _whereabouts(self, in_force: InForce) -> dict[str, str]:
+        """The addresses of peers that come to us and whose way there matters, by their keys."""
+        waiting = {
+            t.key
+            for t in in_force.tunnels
+            if t.passive and (self._options.kernel or t.routing_table or t.routing_mark)
+        }
+        self._has_passive = bool(waiting)
+        if not waiting:
+            return {}
+        found = {sa.peer: sa for sa in self.pump.engine.snapshot() if sa.children}
+        return {key: sa.remote.address for key, sa in found.items() if key in waiting}
 
     async def _until_gone(self, peers: set[str] | None) -> None:
         """Wait until the SAs of these peers (None: all) are deleted, for ``GOODBYE`` at most."""
@@ -471,7 +498,7 @@ class Gateway:
         self._changed.set()
         if isinstance(event, ChildSaUp | ChildSaDown | PeerMoved):
             self._sizes_due = 0.0
-            if self._has_use:
+            if self._has_use or self._has_passive:
                 self._wake_up()
         if isinstance(event, IkeSaDown) and event.reason in (Reason.TIMEOUT, Reason.PEER_DEAD):
             tunnels = self._in_force.tunnels if self._in_force else ()

@@ -20,15 +20,14 @@ from ipsec_gateway import clashes, conntrack, nftables, plan
 from ipsec_gateway.classify import Network, Step, classify
 from ipsec_gateway.intent import Address, Intent, collapsed
 from ipsec_gateway.ipsec.base import PolicySpec
-from ipsec_gateway.marks import BYPASS, NFT_TABLE
+from ipsec_gateway.marks import DEFAULT, NFT_TABLE, Numbers
 from ipsec_gateway.routing import (
     DUMMY_ADDRESS,
-    TABLES,
     Route,
     Routing,
     Rule,
     Way,
-    detours,
+    Wishes,
     kernel_routing,
     parse_routes,
     parse_rules,
@@ -55,8 +54,14 @@ class Steering:
     ``device`` is what packets are routed into, or None if the kernel's SPD encrypts them.
     """
 
-    def __init__(self, device: str | None, sysctls: Sysctls | None = None) -> None:
+    def __init__(
+        self,
+        device: str | None,
+        sysctls: Sysctls | None = None,
+        numbers: Numbers = DEFAULT,
+    ) -> None:
         self.device = device
+        self.numbers = numbers
         self.sysctls = sysctls or Sysctls()
         self._told: set[str] = set()
         #: Pairs whose connections from before have been looked at.
@@ -84,7 +89,7 @@ class Steering:
         clamps = dict(intent.clamps)
         for mss, nets in (measured or {}).items():
             clamps[mss] = collapsed((*clamps.get(mss, ()), *nets))
-        views = (intent.translations, intent.untracked)
+        views = (intent.translations, intent.untracked, intent.services)
         basis = (intent.policies, clamps, live, mtu, retained, views)
         if self._guard is not None and basis == self._basis:
             return
@@ -98,6 +103,8 @@ class Steering:
             translations=intent.translations,
             untracked=_untracked(intent, own=False),
             untracked_own=_untracked(intent, own=True),
+            services=intent.services,
+            numbers=self.numbers,
         )
         if self._guard is not None:
             try:
@@ -128,7 +135,7 @@ class Steering:
         What is no longer wanted stays until ``prune``. Returns whether anything was added.
         """
         desired = await self._desired(intent, addresses)
-        actual, trouble = await _look()
+        actual, trouble = await _look(self.numbers)
         if trouble:
             raise ToolError("; ".join(trouble))
         changes = plan.routing(desired, actual)
@@ -169,7 +176,7 @@ class Steering:
 
     async def _desired(self, intent: Intent, addresses: tuple[Address, ...]) -> Routing:
         it = await self._steered(intent, addresses)
-        return Routing(it.routes, it.rules | detours(intent.detours))
+        return Routing(it.routes, it.rules | frozenset(intent.detours))
 
     async def _steered(self, intent: Intent, addresses: tuple[Address, ...]) -> Routing:
         if self.device is not None:
@@ -177,15 +184,17 @@ class Steering:
                 intent.pairs,
                 device=self.device,
                 addresses=addresses,
-                mtus=intent.mtus,
+                wishes=Wishes(intent.mtus, intent.metrics),
                 translations=intent.translations,
+                numbers=self.numbers,
             )
         return kernel_routing(
             intent.pairs,
-            ways=await _ways(intent),
+            ways=await _ways(intent, self.numbers),
             addresses=addresses,
-            mtus=intent.mtus,
+            wishes=Wishes(intent.mtus, intent.metrics),
             translations=intent.translations,
+            numbers=self.numbers,
         )
 
     def _loosen(self) -> None:
@@ -203,11 +212,11 @@ class Steering:
     async def prune(self) -> None:
         """Delete routes and rules that the last ``route`` did not want."""
         if self._stale is not None:
-            await _batch(plan.routing(self._stale, await current()).delete)
+            await _batch(plan.routing(self._stale, await current(self.numbers)).delete)
 
     async def unroute(self) -> None:
         """Take routes, rules and the device's address away; the guard stays."""
-        await _batch(plan.routing(Routing(), await current()).delete)
+        await _batch(plan.routing(Routing(), await current(self.numbers)).delete)
         if self.device is not None and await device_mtu(self.device) is not None:
             await run("ip", "address", "flush", "dev", self.device, "to", DUMMY_ADDRESS.split()[0])
         self._stale = None
@@ -226,21 +235,24 @@ class Steering:
         return {c["name"]: Counted(c["packets"], c["bytes"]) for c in counters}
 
 
-async def current() -> Routing:
-    """Routes and rules of ours that the kernel has, those of a killed predecessor included."""
-    return (await _look())[0]
+async def current(numbers: Numbers = DEFAULT) -> Routing:
+    """Routes and rules of ours that the kernel has, those of a killed predecessor included, also
+    if it had other numbers."""
+    return (await _look(numbers))[0]
 
 
-async def _look() -> tuple[Routing, list[str]]:
+async def _look(numbers: Numbers) -> tuple[Routing, list[str]]:
     """The same, and who else uses our numbers."""
     routes: set[Route] = set()
     rules: set[Rule] = set()
     trouble: list[str] = []
     for version in (4, 6):
         shown = await run_json("ip", f"-{version}", "-N", "-j", "rule", "show")
-        rules |= parse_rules(shown, version)
-        trouble += clashes.of_rules(shown)
-        for table in TABLES:
+        found = parse_rules(shown, version)
+        rules |= found
+        trouble += clashes.of_rules(shown, numbers)
+        # Those that are not of ours are looked at for what an earlier life left in them.
+        for table in sorted({*numbers.tables, *(rule.table for rule in found)}):
             try:
                 shown = await run_json(
                     "ip", f"-{version}", "-N", "-j", "route", "show", "table", str(table)
@@ -249,7 +261,8 @@ async def _look() -> tuple[Routing, list[str]]:
                 if "does not exist" not in str(exc):
                     raise
                 continue
-            trouble += clashes.of_routes(shown, table)
+            if table in numbers.tables:
+                trouble += clashes.of_routes(shown, table)
             routes |= parse_routes((e for e in shown if not clashes.foreign(e)), table, version)
     return Routing(frozenset(routes), frozenset(rules)), trouble
 
@@ -260,11 +273,12 @@ def _untracked(intent: Intent, *, own: bool) -> list[Step]:
     return classify((p for p in intent.policies if p.id in wanted), frozenset())
 
 
-async def _ways(intent: Intent) -> dict[Network, Way]:
+async def _ways(intent: Intent, numbers: Numbers) -> dict[Network, Way]:
     """How the node reaches the peer of each remote subnet, those without a route left out."""
     # With the mark of our own packets: the way to a peer must not be that into its own tunnel.
     script = "".join(
-        f"route get {peer} mark {BYPASS:#x}\n" for peer in sorted(set(intent.ends.values()))
+        f"route get {peer} mark {intent.outer.of(peer) or numbers.bypass:#x}\n"
+        for peer in sorted(set(intent.ends.values()))
     )
     if not script:
         return {}

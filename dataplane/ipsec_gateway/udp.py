@@ -21,7 +21,8 @@ from ipsec_gateway.ipsec.base import DataplaneError
 from ipsec_gateway.ipsec.natt import NATT_PORT, NON_ESP_MARKER, NattPair, open_natt_pair, prepare
 from ipsec_gateway.ipsec.xfrm_messages import Policy, Selector
 from ipsec_gateway.ipsec.xfrm_numbers import IP_XFRM_POLICY, IPV6_XFRM_POLICY, Dir
-from ipsec_gateway.marks import BYPASS
+from ipsec_gateway.marks import DEFAULT, Numbers
+from ipsec_gateway.outermarks import OuterMarks
 from ipsec_gateway.ports import conflict
 from ipsec_ike.actions import SendDatagram
 from ipsec_ike.inputs import Datagram, Endpoint
@@ -33,7 +34,7 @@ DRAIN: Final = 64
 
 _PKTINFO4: Final = struct.Struct("=i4s4s")
 _PKTINFO6: Final = struct.Struct("=16si")
-_SO_MARK: Final = 36
+_MARK: Final = struct.Struct("=I")
 _ANCILLARY: Final = 256
 
 
@@ -66,11 +67,15 @@ class IkeSockets:
         after: Callable[[], None],
         *,
         ports: tuple[int, int] = (IKE_PORT, NATT_PORT),
+        numbers: Numbers = DEFAULT,
     ) -> None:
         self._on_ike = on_ike
         self._on_esp = on_esp
         self._after = after
         self._wanted = ports
+        self._numbers: Final = numbers
+        #: Marks of messages to peers that have one of their own.
+        self.marks = OuterMarks()
         self._ports: dict[tuple[int, bool], _Port] = {}
         self._buffer = bytearray(65535)
         self._view = memoryview(self._buffer)
@@ -99,7 +104,7 @@ class IkeSockets:
                 self._add(pair.ike, marker=True)
                 natt = pair.ike.getsockname()[1]
                 for each in (sock, pair.ike, pair.esp):
-                    bypass(each)
+                    bypass(each, self._numbers.bypass)
         except BaseException:
             for port in self._ports.values():
                 port.sock.close()
@@ -146,6 +151,8 @@ class IkeSockets:
         control = port.control.get(local.address)
         if control is None:
             control = port.control[local.address] = _source(local.address, v6)
+        if mark := self.marks.of(remote.address):
+            control = [*control, (socket.SOL_SOCKET, linux.SO_MARK, _MARK.pack(mark))]
         try:
             port.sock.sendmsg((data,), control, 0, remote)
         except OSError as exc:
@@ -231,14 +238,14 @@ def _bound(family: int, number: int) -> socket.socket:
     return sock
 
 
-def bypass(sock: socket.socket) -> None:
+def bypass(sock: socket.socket, mark: int = DEFAULT.bypass) -> None:
     """Our own packets go the usual route even where a policy covers the peer's own address, and no
     policy of the kernel's SPD asks for their protection (RFC 7296 1.7; `ip xfrm policy` shows it
-    as "socket in" and "socket out")."""
+    as "socket in" and "socket out"). ``mark`` is what all its packets have."""
     v6 = sock.family == socket.AF_INET6
     level = socket.IPPROTO_IPV6 if v6 else socket.IPPROTO_IP
     try:
-        sock.setsockopt(socket.SOL_SOCKET, _SO_MARK, BYPASS)
+        sock.setsockopt(socket.SOL_SOCKET, linux.SO_MARK, mark)
         for direction in (Dir.IN, Dir.OUT):
             allow = Policy(selector=Selector(family=int(sock.family)), direction=direction)
             sock.setsockopt(level, IPV6_XFRM_POLICY if v6 else IP_XFRM_POLICY, allow.info())

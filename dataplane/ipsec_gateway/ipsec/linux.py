@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 # asm-generic/socket.h
+SO_MARK: Final = 36
 SO_ATTACH_REUSEPORT_CBPF: Final = 51
 SO_RCVBUFFORCE: Final = 33
 SO_SNDBUFFORCE: Final = 32

@@ -23,6 +23,7 @@ from ipsec_ike.inputs import Endpoint
 _PKTINFO4: Final = struct.Struct("=i4s4s")
 _PKTINFO6: Final = struct.Struct("=16si")
 _INT: Final = struct.Struct("=i")
+_MARK: Final = struct.Struct("=I")
 _U16: Final = struct.Struct("=H")
 #: Milliseconds to wait for room in a full socket buffer before the packet is dropped.
 _PATIENCE: Final = 100
@@ -43,10 +44,24 @@ class PathMtu:
 class Path:
     """From one of our addresses to one of a peer's. Made anew when an SA moves."""
 
-    __slots__ = ("_address", "_control", "_info", "batches", "destination", "sock", "source")
+    __slots__ = (
+        "_address",
+        "_constant",
+        "_control",
+        "batches",
+        "destination",
+        "sock",
+        "source",
+    )
 
     def __init__(
-        self, sock: socket.socket, source: Endpoint, destination: Endpoint, *, encap: bool
+        self,
+        sock: socket.socket,
+        source: Endpoint,
+        destination: Endpoint,
+        *,
+        encap: bool,
+        mark: int = 0,
     ) -> None:
         self.sock: Final = sock
         self.source: Final = source
@@ -57,11 +72,14 @@ class Path:
         port = destination.port if encap else 0
         self._address: Final = (destination.address, port)
         packed = socket.inet_pton(sock.family, source.address)
-        self._info: Final = (
+        constant: Control = [
             (socket.IPPROTO_IPV6, linux.IPV6_PKTINFO, _PKTINFO6.pack(packed, 0))
             if v6
             else (socket.IPPROTO_IP, linux.IP_PKTINFO, _PKTINFO4.pack(0, packed, bytes(4)))
-        )
+        ]
+        if mark:
+            constant.append((socket.SOL_SOCKET, linux.SO_MARK, _MARK.pack(mark)))
+        self._constant: Final = tuple(constant)
         self._control: Final[dict[tuple[int, int], Control]] = {}
 
     def send(self, data: memoryview, tos: int, segment: int = 0) -> None:
@@ -73,7 +91,7 @@ class Path:
 
     def _build(self, tos: int, segment: int) -> Control:
         v6 = self.sock.family == socket.AF_INET6
-        control: Control = [self._info]
+        control: Control = [*self._constant]
         level, kind = (
             (socket.IPPROTO_IPV6, linux.IPV6_TCLASS) if v6 else (socket.IPPROTO_IP, linux.IP_TOS)
         )
@@ -138,10 +156,13 @@ class Outer:
         self._failed: Final = failed
         self._report: Final = report
 
-    def path(self, source: Endpoint, destination: Endpoint, *, encap: bool) -> Path:
-        """The path of an SA. Raises DataplaneError if no socket can send from there."""
+    def path(
+        self, source: Endpoint, destination: Endpoint, *, encap: bool, mark: int = 0
+    ) -> Path:
+        """The path of an SA, whose packets have this mark (0: as the socket has it). Raises
+        DataplaneError if no socket can send from there."""
         sock = self._senders.find(source, destination, encap=encap)
-        path = Path(sock, source, destination, encap=encap)
+        path = Path(sock, source, destination, encap=encap, mark=mark)
         path.discover(linux.IP_PMTUDISC_DO)
         return path
 

@@ -15,7 +15,7 @@ from struct import Struct
 from typing import Final
 
 from ipsec_ike.actions import SaSpec
-from ipsec_ike.config import Lifetime, Mode
+from ipsec_ike.config import Handling, Lifetime, Mode, Offload
 from ipsec_ike.identifiers import Direction, SaId
 from ipsec_ike.inputs import Endpoint
 from ipsec_ike.proposal import Transform
@@ -26,6 +26,8 @@ _HEAD: Final = Struct("!BBIIB")
 _DIRECTIONS: Final = (Direction.IN, Direction.OUT)
 
 _Flat = tuple[object, ...]
+#: What nearly all of them have.
+_ORDINARY: Final = Handling()
 
 
 class PackedSa:
@@ -84,6 +86,7 @@ class PackedSa:
             hard,
             peer,
             child,
+            handling,
         ) = pickle.loads(rest)  # noqa: S301 - what our own gateway sent over an inherited socket
         return SaSpec(
             id=self.id,
@@ -102,6 +105,7 @@ class PackedSa:
             remote_ts=tuple(TrafficSelector(*ts) for ts in remote_ts),
             soft=_lifetime(*soft),
             hard=_lifetime(*hard),
+            handling=_ORDINARY if handling is None else _handling(*handling),
             peer=peer,
             child=child,
         )
@@ -136,6 +140,32 @@ def _flat(spec: SaSpec) -> _Flat:
         _numbers(spec.hard),
         spec.peer,
         spec.child,
+        None if spec.handling == _ORDINARY else _handled(spec.handling),
+    )
+
+
+def _handled(how: Handling) -> _Flat:
+    header = how.copy_dscp, how.keep_outer_dscp, how.ecn, how.copy_df
+    return how.interface, *header, how.offload.value, how.mark
+
+
+def _handling(
+    interface: int,
+    copy_dscp: bool,
+    keep_outer_dscp: bool,
+    ecn: bool,
+    copy_df: bool,
+    offload: str,
+    mark: int,
+) -> Handling:
+    return Handling(
+        interface=interface,
+        copy_dscp=copy_dscp,
+        keep_outer_dscp=keep_outer_dscp,
+        ecn=ecn,
+        copy_df=copy_df,
+        offload=Offload(offload),
+        mark=mark,
     )
 
 

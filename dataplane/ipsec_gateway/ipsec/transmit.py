@@ -97,7 +97,8 @@ class Paths(dict[OutboundSa, Path]):
     def find(self, sa: OutboundSa) -> Path:
         """Raises DataplaneError if there is no socket for its addresses."""
         spec = sa.spec
-        return self._outer.path(spec.source, spec.destination, encap=spec.encap)
+        mark = spec.handling.mark
+        return self._outer.path(spec.source, spec.destination, encap=spec.encap, mark=mark)
 
     def __missing__(self, sa: OutboundSa) -> Path:
         self[sa] = path = self.find(sa)
@@ -173,7 +174,10 @@ class Transmitter:
         sa = self._by_id.get(update.id)
         if sa is not None:
             self._paths[sa] = self._outer.path(
-                update.source, update.destination, encap=update.encap
+                update.source,
+                update.destination,
+                encap=update.encap,
+                mark=sa.spec.handling.mark,
             )
             sa.spec = moved(sa.spec, update)
 

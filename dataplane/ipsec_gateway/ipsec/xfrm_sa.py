@@ -55,7 +55,7 @@ from ipsec_gateway.ipsec.xfrm_numbers import (
 )
 from ipsec_gateway.ipsec.xfrm_policy import IP_PROTOCOL
 from ipsec_gateway.ipsec.xfrm_selector import kernel_selectors
-from ipsec_gateway.marks import BYPASS
+from ipsec_gateway.marks import DEFAULT
 from ipsec_ike.actions import SaSpec
 from ipsec_ike.config import Lifetime, Mode, Offload
 from ipsec_ike.identifiers import Direction
@@ -92,11 +92,11 @@ _NOT_COPIED: Final = frozenset(
 class Treatment:
     """What is the same for all SAs of a gateway.
 
-    ``output_mark`` is (value, mask) that outer packets get. ``directions``: this kernel knows
-    SA_DIR.
+    ``output_mark`` is (value, mask) that outer packets get whose SA names none. ``directions``:
+    this kernel knows SA_DIR.
     """
 
-    output_mark: tuple[int, int] | None = (BYPASS, BYPASS)
+    output_mark: tuple[int, int] | None = (DEFAULT.bypass, DEFAULT.bypass)
     directions: bool = False
 
 
@@ -144,7 +144,9 @@ def add_state(spec: SaSpec, how: Treatment, *, offload: bool = False) -> Message
         parts.append(word_attribute(Attr.SA_EXTRA_FLAGS, ExtraFlag.DONT_ENCAP_DSCP))
     if offload:
         parts.append(offload_attribute(0, _offload(spec)))
-    if outbound and how.output_mark is not None:
+    if outbound and spec.handling.mark:
+        parts.append(set_mark_attributes(spec.handling.mark, 0xFFFFFFFF))
+    elif outbound and how.output_mark is not None:
         parts.append(set_mark_attributes(*how.output_mark))
     if spec.handling.interface:
         parts.append(word_attribute(Attr.IF_ID, spec.handling.interface))

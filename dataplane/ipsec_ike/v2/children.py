@@ -114,8 +114,8 @@ def _spec(
         remote_ts=remote_ts,
         soft=soft,
         hard=config.lifetime,
-        peer=sa.peer.config.name,
         handling=config.handling,
+        peer=sa.peer.config.name,
         child=config.name,
     )
 

@@ -30,9 +30,6 @@ UNBUILT_PEER = [
     ("spec.exchangeMode", {"exchangeMode": "aggressive", "allowInsecure": True}),
     ("spec.exchangeMode", {"exchangeMode": "base", "allowInsecure": True}),
     ("spec.profileRef", {"profileRef": {"name": "p"}}),
-    ("spec.routing.metric", {"routing": {"metric": 7}}),
-    ("spec.routing.routingMark", {"routing": {"routingMark": 7}}),
-    ("spec.routing.connectionMark", {"routing": {"connectionMark": 7}}),
     ("spec.deletionPolicy", {"deletionPolicy": "Force"}),
     ("spec.deletionTimeout", {"deletionTimeout": "9s"}),
     (

@@ -53,6 +53,12 @@ def selector(**change: Any) -> dict[str, Any]:
     return {"selectors": [{"src": "10.1.0.0/24", "dst": "10.2.0.0/24", **change}]}
 
 
+def routed(**interface: Any) -> dict[str, Any]:
+    return {"mode": "routed", "interface": interface}
+
+
+HOSTS = selector(src="192.0.2.1/32", dst="192.0.2.2/32")
+
 REFUSED = [
     peer("address", "not an IP address, network or DNS name", address="10.0.0.1/8"),
     peer("address", "not an IP address, network or DNS name", address="300.1.1.1"),
@@ -182,7 +188,20 @@ REFUSED = [
     peer("nat.snatAddress", "snatAddress goes with", nat={"mode": "SNAT"}),
     peer("nat.snatAddress", "snatAddress goes with", nat={"snatAddress": "10.9.9.9"}),
     peer("routing.routingMark", "marks above 255", routing={"routingMark": 0x4000}),
-    peer("routing.routingMark", "marks above 255", routing={"connectionMark": 256}),
+    peer(
+        "routing.routingMark",
+        "marks above 255",
+        routing={"connectionMark": 256},
+        nat={"mode": "Masquerade"},
+    ),
+    peer("routing", "nat.mode SNAT", routing={"connectionMark": 1}),
+    peer("requireIPsec[0].protocol", "cut the gateway off", requireIPsec=[{"protocol": "all"}]),
+    peer("requireIPsec[0].port", "no ports", requireIPsec=[{"protocol": "gre", "port": 1}]),
+    peer(
+        "requireIPsec[0].endPort",
+        "last port of a range",
+        requireIPsec=[{"protocol": "udp", "endPort": 9}],
+    ),
     policy("selectors[0].protocol", "not a protocol", **selector(protocol="quic")),
     policy("selectors[0].protocol", "not a protocol", **selector(protocol="256")),
     policy("selectors[0].src", "exactly one of src and srcFrom", **selector(srcFrom="PodCIDR")),
@@ -225,25 +244,6 @@ REFUSED = [
     policy("proposal", "nothing is encrypted", action="discard", proposal={}),
     policy("proposal", "nothing is encrypted", action="none", proposalRef={"name": "p"}),
     policy("proposalRef", "two proposals", proposal={}, proposalRef={"name": "p"}),
-    mode(
-        "addressPool.ranges[0]", "not a range", address=None, addressPool={"ranges": ["10.0.0.9"]}
-    ),
-    mode(
-        "addressPool.ranges[0]",
-        "not a range",
-        address=None,
-        addressPool={"ranges": ["10.0.0.9-10.0.0.8"]},
-    ),
-    mode(
-        "addressPool.ranges[0]",
-        "not a range",
-        address=None,
-        addressPool={"ranges": ["10.0.0.9-10.1.0.9"]},
-    ),
-    mode("addressPool.cidrs", "the pool is empty", address=None, addressPool={}),
-    mode(
-        "addressPool.cidrs", "more than 65536", address=None, addressPool={"cidrs": ["10.0.0.0/15"]}
-    ),
     policy("action", "a template is for", template=True, peerRef=None, action="discard"),
     policy("interface", "goes with mode: routed", interface={"name": "office0"}),
     policy("mode", "encrypted in tunnel mode or dropped", mode="routed", action="discard"),
@@ -268,6 +268,25 @@ REFUSED = [
     policy("dscp", "only tunnel mode", df="Clear", action="none"),
     policy("dscp", "only tunnel mode", ecn="Clear", action="discard"),
     mode(
+        "addressPool.ranges[0]", "not a range", address=None, addressPool={"ranges": ["10.0.0.9"]}
+    ),
+    mode(
+        "addressPool.ranges[0]",
+        "not a range",
+        address=None,
+        addressPool={"ranges": ["10.0.0.9-10.0.0.8"]},
+    ),
+    mode(
+        "addressPool.ranges[0]",
+        "not a range",
+        address=None,
+        addressPool={"ranges": ["10.0.0.9-10.1.0.9"]},
+    ),
+    mode("addressPool.cidrs", "the pool is empty", address=None, addressPool={}),
+    mode(
+        "addressPool.cidrs", "more than 65536", address=None, addressPool={"cidrs": ["10.0.0.0/15"]}
+    ),
+    mode(
         "addressPool.cidrs", "more than 65536", address=None, addressPool={"cidrs": ["fd00::/111"]}
     ),
     mode("splitDNS[0]", "not a domain name", splitDNS=["corp_example"]),
@@ -290,6 +309,11 @@ REFUSED = [
 
 #: The other side of each rule: what is close to a refused case and good.
 ACCEPTED: list[tuple[str, dict[str, Any]]] = [
+    ("IPsecPolicy", {"mode": "routed", **selector(src="0.0.0.0/0", dst="0.0.0.0/0")}),
+    ("IPsecPolicy", {"mode": "routed", "level": "unique", "dscp": "CopyBoth", "df": "Clear"}),
+    ("IPsecPolicy", routed(addresses=["10.9.0.1/30", "fd00::1/64"], routes=["::/0"], mtu=1280)),
+    ("IPsecPolicy", routed(name="to-hq_0.1", addresses=["169.254.1.1/32"], mtu=576)),
+    ("IPsecPeer", {"hwOffload": "Crypto"}),
     ("IPsecPeer", {}),
     ("IPsecPeer", {"address": "2001:db8::1", "localAddress": "2001:db8::2"}),
     ("IPsecPeer", {"address": "vpn.example.com"}),
@@ -338,7 +362,9 @@ ACCEPTED: list[tuple[str, dict[str, Any]]] = [
     ("IPsecPeer", {"subnetMapping": [{"remote": V6, "mapped": "fd00:9::/64"}]}),
     ("IPsecPeer", {"nat": {"mode": "SNAT", "snatAddress": "10.9.9.9"}}),
     ("IPsecPeer", {"nat": {"mode": "Exempt"}}),
-    ("IPsecPeer", {"routing": {"routingMark": 255, "connectionMark": 1, "tableID": 4294967295}}),
+    ("IPsecPeer", {"routing": {"routingMark": 255, "metric": 7, "tableID": 4294967295}}),
+    ("IPsecPeer", {"routing": {"connectionMark": 1}, "nat": {"mode": "Masquerade"}}),
+    ("IPsecPeer", {"requireIPsec": [{"protocol": "udp", "port": 1701}, {"protocol": "gre"}]}),
     ("IPsecPeer", {"routing": {"routingMark": 0x4000, "allowMarkConflict": True}}),
     ("IPsecPeer", {"gatewaySelector": {"nodeSelector": {"a/b": "c"}, "group": "g"}}),
     ("IPsecPeer", {"probe": {"targets": ["10.20.0.1"], "sourceAddress": "10.1.0.1"}}),

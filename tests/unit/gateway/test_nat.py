@@ -10,6 +10,7 @@ from ipsec_gateway.intent import Facts, Intent, intent
 from ipsec_gateway.ipsec.base import PolicyDirection
 from ipsec_gateway.lastgood import LastGood
 from ipsec_gateway.nat import Translation, source_nat
+from ipsec_gateway.routing import Rule
 
 FACTS = Facts(
     addresses=(ip_address("192.0.2.1"),),
@@ -152,6 +153,6 @@ def test_the_address_of_an_interface(make) -> None:
 
 def test_a_table_of_its_own(make) -> None:
     it = made(make, routing={"tableID": 7})
-    assert it.detours == (("203.0.113.9", 7, 4499),)
+    assert it.detours == (Rule(4, 4499, 0x40, 0x40, 7, "203.0.113.9"),)
     it = made(make, routing={"tableID": 7, "rulePriority": 100})
-    assert it.detours == (("203.0.113.9", 7, 100),)
+    assert it.detours == (Rule(4, 100, 0x40, 0x40, 7, "203.0.113.9"),)

@@ -41,10 +41,15 @@ class Dns:
         return found
 
 
+def source_of(destination: str, mark: int) -> str | None:
+    assert mark == 0x40
+    return {"203.0.113.9": "192.0.2.1"}.get(destination)
+
+
 def test_names_and_addresses(tunnels) -> None:
     async def work() -> None:
         dns = Dns(hq_example=("203.0.113.9",))
-        resolver = Resolver(lambda: None, lookup=dns, source_of={"203.0.113.9": "192.0.2.1"}.get)
+        resolver = Resolver(lambda: None, lookup=dns, source_of=source_of)
         facts = await resolver.facts(tunnels("hq.example", "203.0.113.7"), (), 0.0)
         assert facts.resolved["hq.example"] == ("203.0.113.9",)
         assert facts.resolved["203.0.113.7"] == ("203.0.113.7",)
@@ -57,7 +62,7 @@ def test_a_name_is_asked_again_when_due_and_keeps_its_addresses(tunnels) -> None
     async def work() -> None:
         changed = asyncio.Event()
         dns = Dns(hq_example=("203.0.113.9",))
-        resolver = Resolver(changed.set, lookup=dns, source_of=lambda _: None)
+        resolver = Resolver(changed.set, lookup=dns, source_of=lambda *_: None)
         wanted = tunnels("hq.example")
         await resolver.facts(wanted, (), 0.0)
         await resolver.facts(wanted, (), resolve.REFRESH - 1)
@@ -92,7 +97,7 @@ def test_a_slow_name_holds_up_nobody(tunnels, monkeypatch: pytest.MonkeyPatch) -
             return ("203.0.113.9",)
 
         resolver = Resolver(
-            lambda: loop.call_soon(changed.set), lookup=lookup, source_of=lambda _: None
+            lambda: loop.call_soon(changed.set), lookup=lookup, source_of=lambda *_: None
         )
         facts = await resolver.facts(tunnels("slow.example", "fast.example"), (), 0.0)
         assert "slow.example" not in facts.resolved
@@ -116,7 +121,7 @@ def test_a_name_whose_peer_is_silent_is_looked_up_soon(tunnels) -> None:
     async def work() -> None:
         dns = Dns(hq_example=("203.0.113.9",), other_example=("203.0.113.7",))
         changed = asyncio.Event()
-        resolver = Resolver(changed.set, lookup=dns, source_of=lambda _: None)
+        resolver = Resolver(changed.set, lookup=dns, source_of=lambda *_: None)
         wanted = tunnels("hq.example", "other.example")
         await resolver.facts(wanted, (), 0.0)
         dns.table["hq.example"] = ("203.0.113.10",)

@@ -8,29 +8,37 @@ import pytest
 
 from ipsec_gateway import plan
 from ipsec_gateway.ipsec.base import PolicyAction, PolicyDirection, PolicyId, PolicySpec
-from ipsec_gateway.marks import RULE_LAST, RULE_SOURCE, RULE_STEER, TABLE, TABLE_SOURCE
+from ipsec_gateway.marks import DEFAULT, RULE_LAST, Numbers
 from ipsec_gateway.routing import (
     Route,
     Routing,
     Rule,
     Way,
+    Wishes,
     kernel_routing,
+    last_rule,
     parse_routes,
     parse_rules,
     routing,
+    source_rule,
+    steer_rule,
 )
 from ipsec_ike.selectors import TrafficSelector
 
+TABLE, TABLE_SOURCE = DEFAULT.tables
 LOCAL, REMOTE = ip_network("10.1.0.0/16"), ip_network("10.2.0.0/16")
 
 
-def made(*remotes: str, mtu: int | None = None) -> Routing:
+def made(*remotes: str, mtu: int | None = None, metric: int | None = None) -> Routing:
     networks = [ip_network(r) for r in remotes]
     return routing(
         [(ip_network("::/0") if n.version == 6 else LOCAL, n) for n in networks],
         device="tun0",
         addresses=(ip_address("192.0.2.1"), ip_address("10.1.0.1"), ip_address("2001:db8::1")),
-        mtus=dict.fromkeys(networks, mtu) if mtu else None,
+        wishes=Wishes(
+            dict.fromkeys(networks, mtu) if mtu else {},
+            dict.fromkeys(networks, metric) if metric else {},
+        ),
     )
 
 
@@ -41,7 +49,9 @@ def test_a_remote_subnet_has_a_way_a_hint_and_a_refusal() -> None:
         Route(TABLE_SOURCE, "10.2.0.0/16", "tun0", "10.1.0.1"),
         Route(TABLE_SOURCE, "10.2.0.0/16", ""),
     }
-    assert made("10.2.0.0/16").rules == {Rule(4, p) for p in (RULE_STEER, RULE_SOURCE, RULE_LAST)}
+    assert made("10.2.0.0/16").rules == {
+        make(4, DEFAULT) for make in (steer_rule, source_rule, last_rule)
+    }
 
 
 def test_a_default_route_is_never_the_gateways_own() -> None:
@@ -80,12 +90,63 @@ def test_what_is_shown_is_what_was_made() -> None:
     assert found == wanted.routes
     rules = [
         {"priority": 0, "src": "all", "table": "local"},
-        {"priority": RULE_STEER, "src": "all", "fwmark": "0x10"},
-        {"priority": RULE_SOURCE, "src": "0.0.0.0"},
-        {"priority": RULE_LAST, "src": "all"},
-        {"priority": 32766, "src": "all", "table": "main"},
+        shown_rule(TABLE, "0x10", "0x10", TABLE),
+        shown_rule(TABLE_SOURCE, "0", "0x70", TABLE_SOURCE, src="0.0.0.0", iif="lo"),
+        shown_rule(RULE_LAST, "0", "0x70", TABLE),
+        # Others', one of them with a number of ours.
+        {"priority": TABLE, "src": "all", "fwmark": "0x10", "table": "9", "protocol": "3"},
+        {"priority": 32766, "src": "all", "table": "254"},
     ]
     assert parse_rules(rules, 4) == wanted.rules
+
+
+def shown_rule(priority: int, mark: str, mask: str, table: int, **more: str) -> dict[str, object]:
+    return {
+        "priority": priority,
+        "src": "all",
+        "fwmark": mark,
+        "fwmask": mask,
+        "table": str(table),
+        "protocol": "79",
+        **more,
+    }
+
+
+def test_detours_are_found_again() -> None:
+    shown = [
+        shown_rule(4499, "0x40", "0x40", 77, dst="203.0.113.9"),
+        {
+            "priority": 9,
+            "src": "all",
+            "fwmark": "0x47",
+            "table": "78",
+            "protocol": "79",
+        },
+    ]
+    assert parse_rules(shown, 4) == {
+        Rule(4, 4499, 0x40, 0x40, 77, "203.0.113.9"),
+        Rule(4, 9, 0x47, 0xFFFFFFFF, 78),
+    }
+
+
+def test_what_had_other_numbers_goes() -> None:
+    before = routing([(LOCAL, REMOTE)], device="tun0", numbers=Numbers(0x0E, 300))
+    changes = plan.routing(made("10.2.0.0/16"), before)
+    assert (
+        sum("rule delete pref 300 fwmark 0x2/0x2 lookup 300" in c for c in changes.delete[4]) == 1
+    )
+    assert sum(line.startswith("rule delete") for line in changes.delete[4]) == 3
+    assert sum(line.startswith("route delete") for line in changes.delete[4]) == 4
+
+
+def test_another_metric_is_another_route_and_the_old_one_goes_after() -> None:
+    changes = plan.routing(made("10.2.0.0/16", metric=50), made("10.2.0.0/16"))
+    assert len(changes.add[4]) == len(changes.delete[4]) == 2
+    assert all("metric 50" in line for line in changes.add[4])
+    assert all("metric" not in line for line in changes.delete[4])
+    shown = [{"dst": "fd00:2::/64", "dev": "tun0", "metric": 1024, "protocol": "79"}]
+    (route,) = parse_routes(shown, TABLE, 6)
+    assert route.metric == 0, "the kernel's own choice"
 
 
 def test_nothing_to_do_is_nothing() -> None:
