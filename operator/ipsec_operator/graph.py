@@ -15,16 +15,18 @@ units with those on the whole snapshot.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from pydantic import BaseModel
 
+from ipsec_api.credentials import entries
 from ipsec_api.peer import IPsecPeerSpec
+from ipsec_api.policy import IPsecPolicySpec
 from ipsec_api.scalars import is_cidr, is_ip, network
-from ipsec_api.traffic import Claim, Claims, overlap
-from ipsec_api.tunnel import ObjectRef, TunnelSelector
+from ipsec_api.traffic import Claim, Claims, policy_pairs, subnet_pairs
+from ipsec_api.tunnel import ObjectRef, TunnelConfig, TunnelSelector
 
 Token = tuple[str, ...]
 
@@ -91,7 +93,7 @@ class Graph:
             found |= self._tokens[token]
         for selector in interests.selectors:
             for claim in self._claims.overlapping(selector):
-                found.add(_unit(claim.owner))
+                found.add(key_of(claim.owner))
         found.discard(unit)
         return found
 
@@ -104,14 +106,6 @@ class Graph:
                 found.add(other)
                 pending.append(other)
         return found
-
-    def within(self, subnets: Collection[str]) -> Iterator[Key]:
-        """Units with a selector whose remote network meets one of these networks."""
-        for subnet in subnets:
-            everything = "::/0" if ":" in subnet else "0.0.0.0/0"
-            probe = TunnelSelector(src=everything, dst=subnet)
-            for claim in self._claims.overlapping(probe):
-                yield _unit(claim.owner)
 
 
 def _claim(selector: TunnelSelector, unit: Key) -> Claim:
@@ -126,14 +120,9 @@ def _claim(selector: TunnelSelector, unit: Key) -> Claim:
     return Claim(selector, 0, owner)
 
 
-def _unit(ref: ObjectRef) -> Key:
+def key_of(ref: ObjectRef) -> Key:
+    """The object that a reference means."""
     return Key(ref.kind, ref.namespace, ref.name)
-
-
-def meet(one: Iterable[TunnelSelector], other: Iterable[TunnelSelector]) -> bool:
-    """Whether some packet matches a selector of both."""
-    others = tuple(other)
-    return any(overlap(a, b) for a in one for b in others)
 
 
 def endpoint(spec: IPsecPeerSpec) -> Token:
@@ -146,6 +135,44 @@ def endpoint(spec: IPsecPeerSpec) -> Token:
     else:
         place = address.rstrip(".").lower()
     return ("endpoint", place, spec.local_address or "")
+
+
+def endpoint_of(config: TunnelConfig) -> Token:
+    """The same of a tunnel that was compiled."""
+    networks = config.remote_networks
+    if len(networks) == 1:
+        place = networks[0]
+    elif networks:
+        place = "anywhere"
+    else:
+        place = config.addresses[0] if config.addresses else ""
+    return ("endpoint", place, config.local_address or "")
+
+
+def interests_of(
+    namespace: str,
+    peer: IPsecPeerSpec | None,
+    policies: Iterable[IPsecPolicySpec],
+    local: Iterable[str],
+) -> Interests:
+    """Of an IPsecPeer with its policies. ``local`` are the networks of the cluster."""
+    tokens: set[Token] = set()
+    selectors: set[TunnelSelector] = set()
+    if peer is not None:
+        tokens.add(endpoint(peer))
+        routing = peer.routing
+        if routing is not None and (routing.routing_mark or routing.connection_mark):
+            tokens.add(("mark",))
+        for _, _, entry in entries(peer):
+            if entry.mode_config_ref is not None:
+                tokens.add(("ModeConfig", namespace, entry.mode_config_ref.name))
+            if entry.policy_template_group is not None:
+                tokens.add(("group", namespace, entry.policy_template_group))
+        selectors |= set(subnet_pairs(peer.local_subnets or local, peer.remote_subnets or ()))
+    for spec in policies:
+        if not spec.template:
+            selectors |= set(policy_pairs(spec))
+    return Interests(frozenset(tokens), frozenset(selectors))
 
 
 def references(namespace: str, part: BaseModel) -> Iterator[Key]:

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from ipsec_api.compile import compile as compile_snapshot
 from ipsec_api.rejection import Finding, Rejection
 from ipsec_api.snapshot import IPsecPeer, IPsecPolicy, ModeConfig, Secret, Snapshot
-from ipsec_api.tunnel import ObjectRef, TunnelConfig
-from ipsec_operator.graph import Key
+from ipsec_api.tunnel import TunnelConfig
+from ipsec_operator.graph import Key, endpoint_of, key_of
 from ipsec_operator.networks import ClusterNetworks, checked_peer, checked_policy
-from ipsec_operator.retain import claims_of, retain, source
+from ipsec_operator.retain import Taken, retain, source
 from ipsec_operator.tunnels import Tunnel, render
 
 Document = IPsecPeer | IPsecPolicy | ModeConfig
@@ -38,11 +38,6 @@ class Judgement:
     advice: Mapping[Key, tuple[Finding, ...]] = field(default_factory=dict)
     #: Objects of which an earlier version is in force.
     held: frozenset[Key] = frozenset()
-
-
-def key_of(ref: ObjectRef) -> Key:
-    """The object that a reference means."""
-    return Key(ref.kind, ref.namespace, ref.name)
 
 
 def judge(members: Members, networks: ClusterNetworks, in_force: Mapping[Key, Tunnel]) -> Judgement:
@@ -108,7 +103,8 @@ def _retain(
 ) -> set[Key]:
     """Put what stays of running tunnels into ``configs``; the objects that it comes from."""
     present = _present(members)
-    claims = claims_of(configs.values())
+    taken = Taken.of(configs.values())
+    endpoints = {endpoint_of(config) for config in configs.values()}
     rejected = {key for key, each in rejections.items() if each}
     held: set[Key] = set()
     for unit, tunnel in sorted(in_force.items()):
@@ -116,9 +112,16 @@ def _retain(
             continue
         now = configs.get(unit)
         before = tunnel.config()
-        if before is None or (now is None and unit not in rejected):
+        if before is None or (now is None and endpoint_of(before) in endpoints):
             continue
-        kept = retain(before, now, present=present, rejected=rejected, claims=claims)
+        kept = retain(
+            before,
+            now,
+            present=present,
+            rejected=rejected,
+            whole=now is None and unit in rejected,
+            taken=taken,
+        )
         if kept is None or kept is now:
             continue
         configs[unit] = kept

@@ -9,15 +9,16 @@ another resource, accepted now, has taken.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
 
 from ipsec_api.traffic import Claim, Claims
-from ipsec_api.tunnel import TunnelConfig, TunnelPolicy
-from ipsec_operator.graph import Key
+from ipsec_api.tunnel import TunnelConfig, TunnelPolicy, TunnelSelector
+from ipsec_operator.graph import Key, key_of
 
 
 def source(policy: TunnelPolicy) -> Key:
     """The object that a policy of a tunnel comes from."""
-    return Key(policy.source.kind, policy.source.namespace, policy.source.name)
+    return key_of(policy.source)
 
 
 def retain(
@@ -26,14 +27,16 @@ def retain(
     *,
     present: Collection[Key],
     rejected: Collection[Key],
-    claims: Claims,
+    whole: bool,
+    taken: Taken,
 ) -> TunnelConfig | None:
     """The tunnel that should be in force.
 
     ``before`` is what is in force, ``now`` what ``compile`` made of the peer, which exists and is
-    not disabled; None if it was rejected. ``present`` are objects that exist and are not disabled,
-    ``rejected`` those with a rejection, ``claims`` the traffic that accepted tunnels have. What is
-    retained is added to ``claims``.
+    not disabled; None if nothing of it is accepted. ``present`` are objects that exist and are not
+    disabled, ``rejected`` those with a rejection. ``whole``: the peer itself is rejected, so that
+    nothing can be said of its policies either. ``taken`` is the traffic that accepted tunnels
+    have; what is retained is added to it.
     """
     carried = set() if now is None else {source(p) for p in now.policies}
     kept = [
@@ -41,11 +44,11 @@ def retain(
         for policy in before.policies
         if (key := source(policy)) in present
         and key not in carried
-        and (now is None or key in rejected)
-        and not _taken(policy, claims)
+        and (whole or key in rejected)
+        and not taken.clash(policy)
     ]
     for policy in kept:
-        claim(policy, claims)
+        taken.add(policy)
     if now is not None:
         if not kept:
             return now
@@ -57,26 +60,39 @@ def retain(
     return before.model_copy(update={"policies": tuple(kept)})
 
 
-def claims_of(tunnels: Iterable[TunnelConfig]) -> Claims:
-    """The traffic that these tunnels take."""
-    claims = Claims()
-    for tunnel in tunnels:
-        for policy in tunnel.policies:
-            claim(policy, claims)
-    return claims
+@dataclass(slots=True)
+class Taken:
+    """The traffic that tunnels have. What two policies have at one rank, nothing decides."""
+
+    _claims: Claims = field(default_factory=Claims)
+    _ranks: dict[tuple[TunnelSelector, Key], int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, tunnels: Iterable[TunnelConfig]) -> Taken:
+        """By these tunnels."""
+        taken = cls()
+        for tunnel in tunnels:
+            for policy in tunnel.policies:
+                taken.add(policy)
+        return taken
+
+    def add(self, policy: TunnelPolicy) -> None:
+        """Note the traffic of a policy."""
+        for selector in policy.selectors:
+            self._claims.add(Claim(selector, _rank(policy), policy.source))
+            self._ranks[selector, source(policy)] = _rank(policy)
+
+    def clash(self, policy: TunnelPolicy) -> bool:
+        """Somebody else has the same traffic, or some of it at the same rank."""
+        return any(
+            held.selector == selector
+            or self._ranks[held.selector, key_of(held.owner)] == _rank(policy)
+            for selector in policy.selectors
+            for held in self._claims.overlapping(selector)
+            if key_of(held.owner) != source(policy)
+        )
 
 
-def claim(policy: TunnelPolicy, claims: Claims) -> None:
-    """Note the traffic of a policy."""
-    for selector in policy.selectors:
-        claims.add(Claim(selector, policy.priority, policy.source))
-
-
-def _taken(policy: TunnelPolicy, claims: Claims) -> bool:
-    """Somebody else has the same traffic, or some of it at the same priority."""
-    return any(
-        claimed.selector == selector or claimed.priority == policy.priority
-        for selector in policy.selectors
-        for claimed in claims.overlapping(selector)
-        if claimed.owner != policy.source
-    )
+def _rank(policy: TunnelPolicy) -> int:
+    # What is discarded is looked at after the rest of its priority.
+    return 2 * policy.priority + (policy.action == "discard")

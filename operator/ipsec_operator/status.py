@@ -1,0 +1,155 @@
+"""The operator's part of each status: Accepted, ResolvedRefs, Ready. Pure.
+
+``Programmed``, ``Established`` and ``Healthy`` are the gateway's, under a field manager of its own.
+``Ready`` is the conjunction of all, and False as long as the gateway speaks of an older generation.
+That makes ``kubectl wait --for=condition=Ready`` and kstatus (Argo CD, Flux) tell the truth.
+
+===========  =======================================================================================
+kind         what Ready needs, besides Accepted and ResolvedRefs
+===========  =======================================================================================
+IPsecPeer    Programmed, Established, and Healthy where the gateway measures it
+IPsecPolicy  Programmed, and Established where the gateway says something about it
+ModeConfig   nothing
+===========  =======================================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from ipsec_api.kinds import API_VERSION
+from ipsec_api.rejection import Finding
+from ipsec_operator.store import Resource
+
+#: The conditions that are the operator's.
+OURS: Final = ("Accepted", "ResolvedRefs", "Ready")
+#: Longest message of a condition that we write; the schema allows more.
+_LONGEST: Final = 4096
+
+_NEEDED: Final[Mapping[str, tuple[str, ...]]] = {
+    "IPsecPeer": ("Programmed", "Established"),
+    "IPsecPolicy": ("Programmed",),
+    "ModeConfig": (),
+}
+_COUNTED: Final = ("Programmed", "Established", "Healthy")
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A condition before it has a time and a generation."""
+
+    type: str
+    status: str
+    reason: str
+    message: str = ""
+
+
+def verdicts(
+    resource: Resource,
+    rejections: Sequence[Finding],
+    advice: Sequence[Finding],
+    *,
+    held: bool,
+    gateways: bool,
+) -> tuple[Verdict, Verdict, Verdict]:
+    """Accepted, ResolvedRefs and Ready. ``held``: an earlier version is in force; ``gateways``:
+    some gateway is alive."""
+    accepted = _judged("Accepted", rejections, advice, held)
+    resolved = _judged("ResolvedRefs", rejections, advice, held)
+    return accepted, resolved, _ready(resource, accepted, resolved, gateways=gateways)
+
+
+def _judged(
+    kind: str, rejections: Iterable[Finding], advice: Iterable[Finding], held: bool
+) -> Verdict:
+    faults = [f for f in rejections if f.condition == kind]
+    if faults:
+        text = "; ".join(_said(f) for f in faults)
+        if held:
+            text += "; its last good version stays in force"
+        return Verdict(kind, "False", faults[0].reason, text[:_LONGEST])
+    text = "; ".join(_said(f) for f in advice if f.condition == kind)
+    return Verdict(kind, "True", kind, text[:_LONGEST])
+
+
+def _said(finding: Finding) -> str:
+    return f"{finding.field}: {finding.message}" if finding.field else finding.message
+
+
+def _ready(resource: Resource, accepted: Verdict, resolved: Verdict, *, gateways: bool) -> Verdict:
+    for verdict in (accepted, resolved):
+        if verdict.status != "True":
+            return Verdict("Ready", "False", verdict.reason, verdict.message)
+    kind, generation = resource.key.kind, resource.ref.generation
+    if resource.disabled:
+        return Verdict("Ready", "False", "Disabled", "spec.disabled is true")
+    if kind == "ModeConfig":
+        return Verdict("Ready", "True", "Ready")
+    if not gateways:
+        text = "no gateway is alive: label a node with kubeipsec.dev/gateway=true, and see its pod"
+        return Verdict("Ready", "False", "NoGatewayNode", text)
+    found = conditions(resource.status)
+    for name in _COUNTED:
+        condition = found.get(name)
+        if condition is None:
+            if name not in _NEEDED[kind]:
+                continue
+            text = "no gateway has said anything about it yet"
+            return Verdict("Ready", "False", "Pending", text)
+        if int(condition.get("observedGeneration") or 0) < generation:
+            text = f"the gateway has not seen generation {generation} yet"
+            return Verdict("Ready", "False", "Pending", text)
+        if condition.get("status") != "True":
+            reason, message = condition.get("reason"), condition.get("message")
+            return Verdict("Ready", "False", str(reason or name), str(message or "")[:_LONGEST])
+    return Verdict("Ready", "True", "Ready")
+
+
+def conditions(status: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Conditions of a status in the cluster, by type."""
+    listed = status.get("conditions")
+    if not isinstance(listed, list):
+        return {}
+    return {str(c.get("type")): c for c in listed if isinstance(c, Mapping)}
+
+
+def desired(
+    resource: Resource, found: Iterable[Verdict], discovered: Sequence[str], now: str
+) -> dict[str, Any] | None:
+    """The document for server-side apply on ``/status``, or None where nothing would change.
+
+    ``now`` is the time in RFC 3339; a condition keeps the time of its last change of ``status``.
+    ``discovered`` are the local networks of a peer that names none.
+    """
+    generation = resource.ref.generation
+    before = conditions(resource.status)
+    listed: list[dict[str, Any]] = []
+    same = resource.status.get("observedGeneration", 0) == generation
+    for verdict in found:
+        old = before.get(verdict.type, {})
+        kept = old.get("status") == verdict.status and bool(old.get("lastTransitionTime"))
+        condition: dict[str, Any] = {
+            "type": verdict.type,
+            "status": verdict.status,
+            "observedGeneration": generation,
+            "lastTransitionTime": old["lastTransitionTime"] if kept else now,
+            "reason": verdict.reason,
+            "message": verdict.message,
+        }
+        same = same and dict(old) == condition
+        listed.append(condition)
+    status: dict[str, Any] = {"observedGeneration": generation, "conditions": listed}
+    if resource.key.kind == "IPsecPeer":
+        same = same and list(resource.status.get("discoveredSubnets") or ()) == list(discovered)
+        if discovered:
+            status["discoveredSubnets"] = list(discovered)
+    if same:
+        return None
+    return {
+        "apiVersion": API_VERSION,
+        "kind": resource.key.kind,
+        "metadata": {"name": resource.key.name, "namespace": resource.key.namespace},
+        "status": status,
+    }
