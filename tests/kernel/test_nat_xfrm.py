@@ -8,7 +8,7 @@ from ipaddress import ip_network
 
 import pytest
 
-from ipsec_gateway.marks import TABLE_SOURCE
+from ipsec_gateway.marks import DEFAULT
 from ipsec_gateway.nat import Translation
 from ipsec_gateway.routing import Route
 from ipsec_gateway.steering import current
@@ -148,7 +148,7 @@ def test_removal_leaves_nothing(rig: SpdRig) -> None:
     pristine = rig.gw.run("sh", "-c", show)
     rig.apply(intent_of(PROTECT4, PROTECT6))
     first = rig.gw.run("sh", "-c", show)
-    hinted = Route(TABLE_SOURCE, "10.2.0.0/16", "wan0", "10.1.0.1")
+    hinted = Route(DEFAULT.table_source, "10.2.0.0/16", "wan0", "10.1.0.1")
     assert hinted in rig.run(current).routes
     rig.apply(intent_of(PROTECT4, PROTECT6))
     assert rig.gw.run("sh", "-c", show) == first

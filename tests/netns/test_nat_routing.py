@@ -11,8 +11,9 @@ from ipaddress import ip_network
 import pytest
 
 from ipsec_gateway.intent import Intent
-from ipsec_gateway.marks import BYPASS
+from ipsec_gateway.marks import DEFAULT
 from ipsec_gateway.resolve import source_address
+from ipsec_gateway.routing import Rule
 from ipsec_gateway.steering import local_interfaces
 from ipsec_gateway.udp import bypass
 from ipsec_lab.steering_rig import PROTECT4, Rig, steering_rig
@@ -21,7 +22,7 @@ PEER, TABLE = "203.0.113.9", 77
 INTENT = Intent(
     policies=(PROTECT4,),
     pairs=((ip_network("10.1.0.0/16"), ip_network("10.2.0.0/16")),),
-    detours=((PEER, TABLE, 4499),),
+    detours=(Rule(4, 4499, 0x40, 0x40, TABLE, PEER),),
 )
 
 
@@ -68,7 +69,7 @@ def test_ike_and_esp_take_the_table_of_their_peer(rig: Rig) -> None:
         assert peer.recvfrom(9)[1][0] == "192.0.2.1", "nothing else takes it"
     shown = json.loads(rig.gw.run("ip", "-N", "-j", "rule", "show", "pref", "4499"))
     assert (shown[0]["dst"], shown[0]["table"]) == (PEER, str(TABLE))
-    assert int(shown[0]["fwmark"], 16) == BYPASS
+    assert int(shown[0]["fwmark"], 16) == DEFAULT.bypass
 
 
 def test_detours_follow_the_intent_and_go(rig: Rig) -> None:
@@ -77,7 +78,7 @@ def test_detours_follow_the_intent_and_go(rig: Rig) -> None:
     first = rig.gw.run("ip", "rule")
     rig.apply_intent(INTENT)
     assert rig.gw.run("ip", "rule") == first
-    rig.apply_intent(replace(INTENT, detours=((PEER, 78, 100),)))
+    rig.apply_intent(replace(INTENT, detours=(Rule(4, 100, 0x40, 0x40, 78, PEER),)))
     rules = rig.gw.run("ip", "rule")
     assert f"100:	from all to {PEER} fwmark 0x40/0x40 lookup 78" in rules
     assert "lookup 77" not in rules
