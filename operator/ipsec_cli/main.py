@@ -12,6 +12,8 @@ from typing import Final
 
 import click
 
+from ipsec_cli import selftest
+
 #: Entry points in this group are ``click.Command`` objects, by the name of the subcommand.
 GROUP: Final = "kube_ipsec.commands"
 
@@ -42,6 +44,17 @@ class _Commands(click.Group):
 
 @click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="kube-ipsec", prog_name="kube-ipsec")
+@click.option(
+    "--self-test",
+    "part",
+    type=click.Choice(selftest.PARTS),
+    is_flag=False,
+    flag_value="all",
+    is_eager=True,
+    expose_value=False,
+    callback=lambda ctx, _, part: ctx.exit(selftest.run(part)) if part else None,
+    help="Try what this installation needs, and end; with the name of a part what that one needs.",
+)
 def cli() -> None:
     """IPsec tunnels as Kubernetes resources."""
 

@@ -10,6 +10,8 @@ import pytest
 
 from ipsec_gateway import xfrmstat
 from ipsec_gateway.metrics import Metrics
+from ipsec_operator import daemonsets
+from ipsec_operator.settings import Settings
 
 MONITORING = {
     "labels": {"release": "prometheus"},
@@ -98,6 +100,19 @@ def test_the_job_of_the_alert_is_that_of_the_monitor(alerts, objects, only):
     monitor = only(objects, "PodMonitor", "kube-ipsec")["metadata"]
     (down,) = (alert for alert in alerts if alert["alert"] == "IPsecGatewayDown")
     assert f'job="{monitor["namespace"]}/{monitor["name"]}"' in down["expr"]
+
+
+def test_the_monitor_finds_the_pods_of_the_operators_daemonsets(objects, only):
+    spec = only(objects, "PodMonitor", "kube-ipsec")["spec"]
+    (choice,) = spec["selector"]["matchExpressions"]
+    (endpoint,) = spec["podMetricsEndpoints"]
+    for daemonset in daemonsets.manifests(Settings(image="x")).values():
+        template = daemonset["spec"]["template"]
+        labels = template["metadata"]["labels"]
+        assert spec["selector"]["matchLabels"].items() <= labels.items()
+        assert labels[choice["key"]] in choice["values"]
+        (container,) = template["spec"]["containers"]
+        assert endpoint["port"] in [port["name"] for port in container["ports"]]
 
 
 def test_labels_of_peers_are_not_replaced_by_those_of_pods(objects, only):

@@ -33,7 +33,7 @@ rules:
     verbs: [patch]
   - apiGroups: [apps]
     resources: [daemonsets]
-    verbs: [get, list, create, delete]
+    verbs: [list, create, delete]
   - apiGroups: [""]
     resources: [pods]
     verbs: [list]
