@@ -21,7 +21,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from ipsec_api.documents import Documents
+from ipsec_gateway import keepsake
 from ipsec_gateway.ipsec.base import Inherited, PolicyId, PolicySpec
+from ipsec_gateway.lastgood import InForce, LastGood
 from ipsec_gateway.ports import PortConflict
 from ipsec_gateway.pump import Pump
 from ipsec_gateway.resumefile import InUse, NoResume, ResumeFile
@@ -55,6 +58,8 @@ class Handover:
         self._file: ResumeFile | None = None
         self._inherited: Mapping[SaId, InheritedSa] = {}
         self._fresh = True
+        #: What is kept of them; None before the first.
+        self._documents: bytes | None = None
         self._orphans: dict[SaId, int] = {}
         self._timers: list[asyncio.TimerHandle] = []
 
@@ -99,6 +104,24 @@ class Handover:
         except OSError as exc:
             log.warning("a restart will set up all tunnels anew: %s: %s", self._directory, exc)
             self.forget()
+
+    async def take(self, memory: LastGood, files: Mapping[str, Documents]) -> InForce:
+        """``memory.take``, begun with what was good in the life before, and kept for the next."""
+        if not self.wanted:
+            return await asyncio.to_thread(memory.take, files)
+        if self._documents is None:
+            it = self._file
+            self._documents = kept = b"" if it is None or it.refused else it.read_documents()
+            await asyncio.to_thread(lambda: memory.remember(keepsake.load(kept)))
+        in_force = await asyncio.to_thread(memory.take, files)
+        now = await asyncio.to_thread(lambda: keepsake.dump(memory.in_force()))
+        if now != self._documents and (it := self._file) is not None:
+            self._documents = now
+            try:
+                it.write_documents(now)
+            except OSError as exc:
+                log.warning("what is good now is not kept for a restart: %s: %s", it.directory, exc)
+        return in_force
 
     def forget(self) -> None:
         """Nothing is left to go on from."""

@@ -3,7 +3,8 @@
 A document that becomes bad keeps its last good version in force, so that a typing error takes no
 tunnel down; its status says so. A document that is deleted takes its object away. That needs a
 memory: of the objects that were in force, of the files that they came from, and of the tunnels that
-they came to.
+they came to. The next life of the gateway can begin with it (``keepsake``), but for a tunnel that
+outlived one of its objects: that one ends with the life that saw it.
 """
 
 from __future__ import annotations
@@ -66,6 +67,19 @@ class LastGood:
         self._objects: dict[Key, Document] = {}
         self._files: dict[Key, str] = {}
         self._tunnels: dict[Key, TunnelConfig] = {}
+
+    def remember(self, files: Mapping[str, Documents]) -> None:
+        """Begin with what was in force in an earlier life; before the first ``take``."""
+        found, places, _ = _merge(files)
+        result = _compile(found)
+        self._remember(found, places, result, {Key.ref(t.source): t for t in result.tunnels})
+
+    def in_force(self) -> dict[str, list[Document]]:
+        """What ``remember`` takes: the objects in force by file, Secrets included."""
+        files: dict[str, list[Document]] = {}
+        for key, item in self._objects.items():
+            files.setdefault(self._files.get(key, ""), []).append(item)
+        return files
 
     def take(self, files: Mapping[str, Documents]) -> InForce:
         """What is in force with these files, given what was before."""

@@ -2,8 +2,9 @@
 
     DIR/journal   one line per record, appended; the last line of a key counts
     DIR/mark      lock, generation, and how much of which journal is valid
+    DIR/documents what the tunnels are made from, written whole (``keepsake``)
 
-Both are for root alone. A journal that has grown to several times what it holds is written anew and
+All are for root alone. A journal that has grown to several times what it holds is written anew and
 renamed into place. Appending is one write(2) for all records of a turn of the loop, before any
 datagram of that turn goes out.
 
@@ -228,6 +229,24 @@ class ResumeFile:
         self._live = offset
         _JOURNALS.pack_into(self._map, _JOURNALS_AT, number, offset, 0, 0)
 
+    def read_documents(self) -> bytes:
+        """What ``write_documents`` of the life before has kept; nothing if it has not."""
+        try:
+            fd = _open(self.directory / "documents", os.O_RDONLY)
+        except (FileNotFoundError, NoResume):
+            return b""
+        with os.fdopen(fd, "rb") as file:
+            return file.read()
+
+    def write_documents(self, data: bytes) -> None:
+        """Keep this in place of what was there. Raises OSError."""
+        path = self.directory / "documents.new"
+        path.unlink(missing_ok=True)
+        fd = _open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+        with os.fdopen(fd, "wb") as file:
+            file.write(data)
+        path.rename(self.directory / "documents")
+
     def settled(self) -> None:
         """This life goes well: what it began with did not break it."""
         values = list(_MARK.unpack_from(self._map))
@@ -242,7 +261,7 @@ class ResumeFile:
 
     def remove(self) -> None:
         """Take everything away, and close."""
-        for name in ("journal", "journal.new", "mark"):
+        for name in ("journal", "journal.new", "documents", "documents.new", "mark"):
             (self.directory / name).unlink(missing_ok=True)
         # It may be a mount point, or hold somebody else's files.
         with contextlib.suppress(OSError):

@@ -229,7 +229,7 @@ class Gateway:
     async def _follow(self) -> None:
         """Take what the source gives."""
         async for files in self._source.snapshots():
-            in_force = await asyncio.to_thread(self._memory.take, files.files)
+            in_force = await self._handover.take(self._memory, files.files)
             self._tell(in_force)
             self._in_force = in_force
             self._wake_up()
