@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Final
 
@@ -38,6 +39,7 @@ class Assignment:
     standbys: tuple[str, ...] = ()
 
 
+@lru_cache(maxsize=65536)
 def weight(peer: str, gateway: str) -> bytes:
     """The rank of a gateway for a peer (``namespace/name``); the highest is preferred.
 

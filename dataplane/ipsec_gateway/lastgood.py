@@ -58,6 +58,8 @@ class InForce:
     warnings: tuple[DocumentWarning, ...] = ()
     #: Objects of which an earlier version is in force, because the present one is bad.
     held: frozenset[Key] = frozenset()
+    #: Tunnels of other gateways, which this one may have to take over.
+    standby: tuple[TunnelConfig, ...] = ()
 
 
 class LastGood:

@@ -18,7 +18,7 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -41,7 +41,7 @@ from ipsec_gateway.ipsec.base import (
     WorkerRestarted,
 )
 from ipsec_gateway.ipsec.mtu import INITIAL
-from ipsec_gateway.lastgood import InForce, LastGood
+from ipsec_gateway.lastgood import InForce, Key, LastGood
 from ipsec_gateway.logs import log_event
 from ipsec_gateway.marks import DEFAULT, Numbers
 from ipsec_gateway.metrics import Metrics, Scrape
@@ -78,11 +78,21 @@ DEBOUNCE: Final = 0.1
 class Source(Protocol):
     """Where documents come from."""
 
-    def snapshots(self) -> AsyncIterator[Files]:
-        """Whole contents, at once and after every change."""
+    def snapshots(self) -> AsyncIterator[Files | InForce]:
+        """Whole contents, at once and after every change; or what follows from them."""
 
     def refresh(self) -> None:
         """Look again now."""
+
+
+class Companion(Protocol):
+    """Who else wants to know: the cluster."""
+
+    def publish(self, changes: Mapping[Key, dict[str, Any] | None], in_force: InForce) -> None:
+        """Statuses that changed."""
+
+    def view(self) -> dict[str, Any]:
+        """For /status."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +130,9 @@ class Gateway:
         options: Options,
         source: Source,
         make_backend: Callable[[IkeSockets], IpsecBackend],
+        companion: Companion | None = None,
     ) -> None:
+        self._companion: Final = companion
         self._options: Final = options
         self._source: Final = source
         self._make_backend: Final = make_backend
@@ -229,7 +241,10 @@ class Gateway:
     async def _follow(self) -> None:
         """Take what the source gives."""
         async for files in self._source.snapshots():
-            in_force = await self._handover.take(self._memory, files.files)
+            if isinstance(files, InForce):
+                in_force = files
+            else:
+                in_force = await self._handover.take(self._memory, files.files)
             self._tell(in_force)
             self._in_force = in_force
             self._wake_up()
@@ -277,7 +292,10 @@ class Gateway:
             addresses = await local_addresses(self._options.device)
             facts = replace(
                 await self._resolver.facts(
-                    in_force.tunnels, addresses, started, self._whereabouts(in_force)
+                    (*in_force.tunnels, *in_force.standby),
+                    addresses,
+                    started,
+                    self._whereabouts(in_force),
                 ),
                 encapsulate=self._options.encapsulate,
                 abilities=self._options.abilities,
@@ -295,7 +313,7 @@ class Gateway:
                 self._changed.set()
                 if wanted == self._intent:
                     wanted = self._intent
-            if wanted.peers or wanted.policies:
+            if wanted.peers or wanted.policies or in_force.standby:
                 await self._apply(wanted, addresses)
             elif self._intent is None or self._intent.peers or self._intent.policies:
                 await self._withdraw()
@@ -519,6 +537,8 @@ class Gateway:
 
     async def _write_changes(self) -> None:
         changes = self.board.changes()
+        if self._companion is not None and self._in_force is not None:
+            self._companion.publish(changes, self._in_force)
         if self._sink is None:
             return
         try:
@@ -569,6 +589,7 @@ class Gateway:
                 {"kind": key.kind, "namespace": key.namespace, "name": key.name, "status": status}
                 for key, status in sorted(self.board.all().items())
             ],
+            **({"cluster": self._companion.view()} if self._companion else {}),
             "errors": [str(e) for e in self._in_force.errors] if self._in_force else [],
         }
 
@@ -578,13 +599,13 @@ class Gateway:
         """Something broke where nobody could catch it: better no gateway than half of one."""
         exc = context.get("exception")
         failure = exc if isinstance(exc, Exception) else RuntimeError(str(context.get("message")))
-        self._fail(failure)
+        self.fail(failure)
 
     def _on_done(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (exc := task.exception()) is not None:
-            self._fail(exc)
+            self.fail(exc)
 
-    def _fail(self, exc: BaseException) -> None:
+    def fail(self, exc: BaseException) -> None:
         if self._failure is None:
             self._failure = exc
             log.critical("broken: %s: %s", type(exc).__name__, exc)

@@ -54,6 +54,8 @@ class _View:
     findings: dict[Key, list[Finding]] = field(default_factory=dict)
     advice: dict[Key, list[Finding]] = field(default_factory=dict)
     keys: set[Key] = field(default_factory=set)
+    #: Of the objects that tunnels were compiled from.
+    generations: dict[Key, int] = field(default_factory=dict)
 
 
 class StatusBoard:
@@ -130,7 +132,8 @@ class StatusBoard:
 
     def _status(self, key: Key) -> SpecModel:
         item = self._view.in_force.objects.get(key)
-        generation = item.metadata.generation if item is not None else 0
+        known = self._view.generations.get(key, 0)
+        generation = item.metadata.generation if item is not None else known
         match key.kind:
             case "IPsecPeer":
                 return self._peer_status(key, item, generation)
@@ -275,7 +278,12 @@ def _view(in_force: InForce, intent: Intent) -> _View:
     view.keys |= in_force.objects.keys()
     for tunnel in in_force.tunnels:
         view.tunnels[Key.ref(tunnel.source)] = tunnel
+        refs = (tunnel.source, *(policy.source for policy in tunnel.policies))
+        view.generations.update((Key.ref(ref), ref.generation) for ref in refs)
         view.carried |= {Key.ref(policy.source) for policy in tunnel.policies}
+    if not in_force.objects:
+        # In a cluster there are only tunnels.
+        view.keys |= view.generations.keys()
     for problem in intent.problems:
         view.problems.setdefault(Key.ref(problem.ref), []).append(problem)
     for (peer, child), owner in intent.children.items():

@@ -30,7 +30,7 @@ blind        Of a gateway whose Lease lives and of which no line has ever come, 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from ipsec_api.ownership import DEFAULT_GROUP, Assignment, Wish, assign
@@ -134,6 +134,8 @@ class Membership:
         self._joined = False
         #: Those among whom a majority is sought.
         self._base: set[str] = {me}
+        #: Grows with everything that a decision depends on, but for the passing of time.
+        self.epoch = 0
         self._leaving: dict[str, float] = {}
         self._split: dict[str, float] = {}
 
@@ -149,6 +151,7 @@ class Membership:
         self.heard_api(now)
         for gone in self.others.keys() - found.keys():
             self.others[gone].lease = None
+        self.epoch += 1
         for node, facts in found.items():
             self.lease(node, facts, now)
 
@@ -167,6 +170,8 @@ class Membership:
             if now - other.lease_at >= PATIENCE:
                 other.alive_at = now
             other.lease_at = now
+        if facts is None or other.lease is None or _lasting(facts) != _lasting(other.lease):
+            self.epoch += 1
         other.lease = facts
 
     def known(self, addresses: Mapping[str, LeaseFacts], now: float) -> None:
@@ -182,6 +187,7 @@ class Membership:
         other = self.others.setdefault(line.gateway, Other(first_at=now))
         if line.incarnation == other.incarnation and line.seq <= other.seq:
             return False
+        said = (other.draining, other.gives_up, other.digest, other.incarnation)
         if line.owned is not None:
             before = other.owned if line.incarnation == other.incarnation else {}
             other.owned = {
@@ -194,9 +200,16 @@ class Membership:
             return False
         other.incarnation, other.seq, other.line_at = line.incarnation, line.seq, now
         other.draining, other.gives_up = line.draining, line.gives_up
+        if said != (other.draining, other.gives_up, other.digest, other.incarnation):
+            self.epoch += 1
         return True
 
     # What follows.
+
+    @property
+    def unsettled(self) -> bool:
+        """Whether the passing of time alone changes the next decision soon."""
+        return not self._joined or bool(self._leaving or self._split)
 
     def live(self, now: float, patience: float = PATIENCE) -> set[str]:
         """The gateways that live, this one among them."""
@@ -321,6 +334,10 @@ class Membership:
         by_line = other.line_at >= other.lease_at
         draining = other.draining if by_line else other.draining or lease.draining
         return _View(lease.group, lease.labels, other.gives_up, draining)
+
+
+def _lasting(facts: LeaseFacts) -> LeaseFacts:
+    return replace(facts, renewed="")
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,7 +66,8 @@ class TunnelSource:
     """``snapshots`` gives what is in force, first when ``released`` is set.
 
     ``known``: JSON of tunnels by the name of the Secret, of an earlier life; they are in force
-    until the first list. ``on_tunnels`` is called with all tunnels' JSON whenever they changed.
+    until the first list. ``held`` has the keys of the peers that are ours (None: all); the others
+    are standbys. ``on_tunnels`` is called with all tunnels' JSON whenever they changed.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class TunnelSource:
         namespace: str,
         *,
         known: Mapping[str, bytes] | None = None,
+        held: Callable[[], frozenset[str] | None] = lambda: None,
         on_tunnels: Callable[[Mapping[str, bytes]], None] = lambda _: None,
         on_contact: Callable[[], None] = lambda: None,
         settle: float = SETTLE,
@@ -92,6 +94,7 @@ class TunnelSource:
         )
         self._namespace: Final = namespace
         self._settle: Final = settle
+        self._held: Final = held
         self._on_tunnels: Final = on_tunnels
         self._texts: dict[str, bytes] = {}
         self._tunnels: dict[str, TunnelConfig] = {}
@@ -102,8 +105,17 @@ class TunnelSource:
         for name, text in (known or {}).items():
             self._keep(name, text)
 
+    @property
+    def texts(self) -> Mapping[str, bytes]:
+        """JSON of the tunnels by the name of the Secret."""
+        return self._texts
+
     def refresh(self) -> None:
         """Nothing to do: a watch is never behind."""
+
+    def poke(self) -> None:
+        """What ``held`` gives has changed."""
+        self._changed.set()
 
     @property
     def tunnels(self) -> tuple[TunnelConfig, ...]:
@@ -142,7 +154,14 @@ class TunnelSource:
             )
             for name, fault in sorted(self._faults.items())
         )
-        return InForce(tunnels=self.tunnels, errors=errors)
+        held = self._held()
+        if held is None:
+            return InForce(tunnels=self.tunnels, errors=errors)
+        return InForce(
+            tunnels=tuple(t for t in self.tunnels if t.key in held),
+            standby=tuple(t for t in self.tunnels if t.key not in held),
+            errors=errors,
+        )
 
     def _list(self, found: Objects) -> None:
         for gone in self._texts.keys() - found.keys():

@@ -15,7 +15,7 @@ from ipsec_gateway.cluster.apistatus import ApiStatusSink, body_of
 from ipsec_gateway.cluster.leases import Leases, Mine, facts_of, lease_of
 from ipsec_gateway.cluster.membership import LeaseFacts
 from ipsec_gateway.lastgood import Key
-from ipsec_lab.kubeapi import LEASES, KubeApi
+from ipsec_lab.apistub import LEASES, KubeApi
 
 NOW = datetime(2026, 11, 23, 12, 0, 0, 123456, tzinfo=UTC)
 MINE = Mine("node-1", ("192.0.2.1", "fd00::1"), "edge", {"zone": "a"}, uid="u")

@@ -16,7 +16,7 @@ from ipsec_gateway.cluster.api import Access, Api
 from ipsec_gateway.cluster.reflector import FIRST, LONGEST, Backoff
 from ipsec_gateway.cluster.source import BadSecret, TunnelSource, tunnel_of
 from ipsec_gateway.lastgood import InForce
-from ipsec_lab.kubeapi import SECRETS, KubeApi
+from ipsec_lab.apistub import SECRETS, KubeApi
 
 Make = Callable[..., TunnelConfig]
 MakeSecret = Callable[[TunnelConfig], dict[str, Any]]
