@@ -77,7 +77,7 @@ class _Bits(click.ParamType[int]):
 
 
 class _Address(click.ParamType[tuple[str, int]]):
-    """ADDR:PORT, with an IPv6 address in brackets."""
+    """ADDR:PORT, with an IPv6 address in brackets; :PORT is all addresses."""
 
     name = "addr:port"
 
@@ -87,7 +87,7 @@ class _Address(click.ParamType[tuple[str, int]]):
         if isinstance(value, tuple):
             return value
         host, _, port = str(value).rpartition(":")
-        if not host or not port.isdecimal() or int(port) > 65535:
+        if not port.isdecimal() or int(port) > 65535 or ":" not in str(value):
             self.fail(f"{value!r} is not ADDR:PORT, such as 127.0.0.1:9500", param, ctx)
         return host.removeprefix("[").removesuffix("]"), int(port)
 
@@ -97,6 +97,20 @@ class _Address(click.ParamType[tuple[str, int]]):
     "--manifests",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Folder with *.yaml files: IPsecPeer, IPsecPolicy, ModeConfig, Secret. Followed.",
+)
+@click.option(
+    "--cluster",
+    "in_cluster",
+    is_flag=True,
+    help="Take tunnels from the cluster, and share them with its other gateways. NODE_NAME, "
+    "NODE_IP and POD_NAMESPACE say who and where; the API server is that of the pod, or of "
+    "KUBECONFIG.",
+)
+@click.option("--group", default="", help="Group of gateways that this one belongs to.")
+@click.option(
+    "--drain",
+    is_flag=True,
+    help="Have the gateway that runs here with --cluster hand its tunnels over, and wait for it.",
 )
 @click.option(
     "--state",
@@ -173,6 +187,9 @@ class _Address(click.ParamType[tuple[str, int]]):
 )
 def gateway(
     manifests: Path | None,
+    in_cluster: bool,
+    group: str,
+    drain: bool,
     state: Path | None,
     dataplane: str,
     resume: str | None,
@@ -186,13 +203,20 @@ def gateway(
     allow_mark_conflict: bool,
     dry_run: bool,
 ) -> None:
-    """Run tunnels for the resources in a folder.
+    """Run tunnels for the resources in a folder, or in a cluster.
 
     SIGTERM ends it. With the kernel's ESP the tunnels go on and wait for the next gateway; SIGINT
     ends them, too: peers are told, and nothing is left behind. SIGHUP reads everything again.
     """
-    if manifests is None and not cleanup:
-        raise click.UsageError("Missing option '--manifests'.")
+    if manifests is None and not (cleanup or in_cluster or drain):
+        raise click.UsageError("Missing option '--manifests' or '--cluster'.")
+    if manifests is not None and in_cluster:
+        raise click.UsageError("--manifests and --cluster exclude each other.")
+    memory = (Path(resume) if resume not in (None, "off") else DEFAULT) / "cluster"
+    if drain:
+        from ipsec_gateway.cluster.launch import drain_running
+
+        _end(undone, 1) if (undone := drain_running(memory)) else sys.exit(0)
     try:
         numbers = Numbers(mark_bits, tables, allow_mark_conflict)
     except BadNumbers as exc:
@@ -236,7 +260,10 @@ def gateway(
         # Offloads join what one call sends and receives in UDP, and not in IP protocol 50.
         options = replace(options, device=DEVICE, encapsulate=True, abilities=USERSPACE)
     try:
-        asyncio.run(_run(options, None if cleanup else manifests, make_backend))
+        if in_cluster and not cleanup:
+            asyncio.run(_run_in_cluster(options, group, memory, make_backend))
+        else:
+            asyncio.run(_run(options, None if cleanup else manifests, make_backend))
     except PortConflict as exc:
         _end(str(exc), _CONFLICT)
     except PermissionError as exc:
@@ -259,6 +286,24 @@ async def _run(
     loop.add_signal_handler(signal.SIGHUP, it.refresh)
     collector.settle()
     await it.run()
+
+
+async def _run_in_cluster(
+    options: Options,
+    group: str,
+    memory: Path,
+    make_backend: Callable[[IkeSockets], IpsecBackend],
+) -> None:
+    # Imported here: it pulls in what a gateway without a cluster does not need.
+    from ipsec_gateway.cluster import launch
+    from ipsec_gateway.cluster.api import NoCluster
+
+    try:
+        where = launch.cluster_options(os.environ, group=group, memory=memory)
+        collector.settle()
+        await launch.run(options, where, os.environ, make_backend)
+    except NoCluster as exc:
+        _end(f"--cluster: {exc}", _LACKING)
 
 
 def _xfrm(sockets: IkeSockets, *, directions: bool, numbers: Numbers) -> IpsecBackend:
