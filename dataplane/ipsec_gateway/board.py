@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from ipsec_ike import events
+from ipsec_ike.config import GENERATED
 from ipsec_ike.events import Event, Reason
 from ipsec_ike.inputs import Endpoint
 
@@ -48,6 +49,8 @@ class PeerState:
     #: What the messages of the peer said in detail, by stage ("IKE" or the child).
     details: dict[str, Cause] = field(default_factory=dict)
     children: dict[str, ChildState] = field(default_factory=dict)
+    #: Why the peer did not get what it asked for last, if it has nothing from a template since.
+    refused: Cause | None = None
 
     def child(self, name: str) -> ChildState:
         """The state of a child, made where there is none yet."""
@@ -57,6 +60,11 @@ class PeerState:
     def installed(self) -> int:
         """Children with a live SA."""
         return sum(1 for child in self.children.values() if child.spis)
+
+    @property
+    def generated(self) -> int:
+        """Children from templates."""
+        return sum(1 for name in self.children if GENERATED in name)
 
 
 def fold(state: PeerState, event: Event, now: str) -> bool:
@@ -84,6 +92,8 @@ def fold(state: PeerState, event: Event, now: str) -> bool:
             child.spis.add(event.spi_in)
             child.cause = None
             state.details.pop(event.child, None)
+            if event.template:
+                state.refused = None
         case events.ChildSaRekeyed():
             child = state.child(event.child)
             child.spis.discard(event.old_spi_in)
@@ -91,6 +101,9 @@ def fold(state: PeerState, event: Event, now: str) -> bool:
         case events.ChildSaDown():
             child = state.child(event.child)
             child.spis.discard(event.spi_in)
+            if event.template and not child.spis:
+                # What is made from a template is gone with its SA.
+                del state.children[event.child]
             detail = state.details.get(event.child)
             child.cause = _cause(event.reason, event.message, detail)
         case events.PeerMoved():
@@ -99,6 +112,8 @@ def fold(state: PeerState, event: Event, now: str) -> bool:
             _refused(state, event.stage, _proposals(event))
         case events.SelectorsMismatch():
             _refused(state, event.child, _selectors(event))
+        case events.SelectorsRefused():
+            state.refused = _not_given(event)
         case events.AuthFailed():
             text = event.message
             if event.remote.address not in text:
@@ -139,6 +154,15 @@ def _cause(reason: Reason, message: str, detail: Cause | None) -> Cause:
     if detail is None or detail.reason != reason.value or detail.message in message:
         return Cause(reason.value, message)
     return Cause(reason.value, f"{message}: {detail.message}" if message else detail.message)
+
+
+def _not_given(event: events.SelectorsRefused) -> Cause:
+    local, remote = (", ".join(map(str, side)) for side in event.wanted)
+    return Cause(
+        Reason.TS_UNACCEPTABLE.value,
+        f"{event.remote_id} does not get {local} to {remote} of template {event.template}:"
+        f" {event.message}",
+    )
 
 
 def _proposals(event: events.ProposalMismatch) -> Cause:

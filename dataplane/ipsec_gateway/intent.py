@@ -18,6 +18,7 @@ from ipsec_api.tunnel import (
     TunnelIdentity,
     TunnelPolicy,
     TunnelSelector,
+    TunnelTemplate,
 )
 from ipsec_gateway.algorithms import (
     NothingLeft,
@@ -28,6 +29,8 @@ from ipsec_gateway.algorithms import (
     restricted,
 )
 from ipsec_gateway.classify import Network
+from ipsec_gateway.entries import Entry, Place, numbered, order
+from ipsec_gateway.entries import entries as entries_of
 from ipsec_gateway.identities import BadIdentity, identity
 from ipsec_gateway.ipsec.abilities import Abilities
 from ipsec_gateway.ipsec.base import Level, PolicyAction, PolicyDirection, PolicyId, PolicySpec
@@ -47,8 +50,17 @@ from ipsec_gateway.outermarks import (
     outer_marks,
     outer_word,
 )
+from ipsec_gateway.patterns import (
+    Pattern,
+    Reserved,
+    allowed_templates,
+    closed,
+    pattern,
+    template_config,
+)
 from ipsec_gateway.protected import ProtectedService, protected_services
 from ipsec_gateway.routing import Rule
+from ipsec_gateway.subnets import metrics, sizes
 from ipsec_ike.config import (
     ChildConfig,
     Childless,
@@ -59,6 +71,7 @@ from ipsec_ike.config import (
     Path,
     PeerConfig,
     Start,
+    TemplateConfig,
 )
 from ipsec_ike.numbers import Protocol
 from ipsec_ike.proposal import Proposal
@@ -140,21 +153,9 @@ class Intent:
     services: tuple[ProtectedService, ...] = ()
     #: Where each CHILD_SA comes from, by (peer, child).
     children: Mapping[tuple[str, str], ChildOwner] = field(default_factory=dict)
+    #: The templates of each peer, by (peer, template).
+    patterns: Mapping[tuple[str, str], Pattern] = field(default_factory=dict)
     problems: tuple[Problem, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    """One CHILD_SA, or one entry that needs none, before policies get their order."""
-
-    tunnel: TunnelConfig
-    policy: TunnelPolicy
-    selectors: tuple[TunnelSelector, ...]
-    name: str
-
-    @property
-    def key(self) -> str:
-        return f"{self.tunnel.key}/{self.name}"
 
 
 def intent(tunnels: Iterable[TunnelConfig], facts: Facts) -> Intent:
@@ -180,11 +181,24 @@ def intent(tunnels: Iterable[TunnelConfig], facts: Facts) -> Intent:
         entry
         for tunnel in guarded
         for policy in tunnel.policies
-        for entry in _entries(tunnel, policy)
+        for entry in entries_of(tunnel, policy)
     ]
-    entries.sort(key=_order)
+    entries.sort(key=order)
     reqids = allocate_reqids(e.key for e in entries if e.policy.action == "encrypt")
-    policies, owners = _policies(entries, reqids, facts, problems)
+    asked = [
+        entry
+        for tunnel in ordered
+        for template in tunnel.templates
+        for entry in entries_of(tunnel, template)
+    ]
+    ranked, places = numbered(entries, asked)
+    policies, owners = _policies(ranked, reqids, facts, problems)
+    patterns, templates = _patterns(asked, places, policies, facts, problems)
+    policies += closed(
+        ((patterns[key], template) for key, template in templates.items()),
+        {spec.id: spec for spec in policies},
+        len(ranked) + len(places) + 1,
+    )
     children: dict[str, list[ChildConfig]] = {}
     for entry in entries:
         if entry.policy.action == "encrypt":
@@ -201,10 +215,12 @@ def intent(tunnels: Iterable[TunnelConfig], facts: Facts) -> Intent:
     peers: list[PeerConfig] = []
     for tunnel in ordered:
         try:
-            peers.append(_peer(tunnel, tuple(children.get(tunnel.key, ())), facts, problems))
+            own = tuple(t for (peer, _), t in templates.items() if peer == tunnel.key)
+            child_configs = tuple(children.get(tunnel.key, ()))
+            peers.append(_peer(tunnel, child_configs, own, facts, problems))
         except (UnknownAlgorithm, BadIdentity) as exc:
             problems.append(Problem(tunnel.source, "Invalid", str(exc)))
-    mtus, clamps = _sizes(owners)
+    mtus, clamps = sizes(owners)
     return Intent(
         peers=tuple(peers),
         policies=tuple(policies),
@@ -225,13 +241,14 @@ def intent(tunnels: Iterable[TunnelConfig], facts: Facts) -> Intent:
         untracked=_untracked(owners, translated, facts, problems),
         detours=detours(ordered, facts.resolved, facts.live, facts.numbers),
         outer=outer_marks(ordered, facts.resolved, facts.live, facts.numbers),
-        metrics=_metrics(owners),
+        metrics=metrics(owners),
         services=protected_services(guarded),
         children={
             (e.tunnel.key, e.name): ChildOwner(e.policy.source, len(e.selectors))
             for e in entries
             if e.key in reqids
         },
+        patterns=patterns,
         problems=tuple(problems),
     )
 
@@ -308,23 +325,34 @@ def _share(one: Network, two: Network) -> bool:
     return one.version == two.version and one.overlaps(two)
 
 
-def _order(entry: _Entry) -> tuple[int, str, str, int, str]:
-    ref = entry.policy.source
-    return entry.policy.priority, ref.namespace, ref.name, entry.policy.index, entry.name
-
-
-def _entries(tunnel: TunnelConfig, policy: TunnelPolicy) -> list[_Entry]:
-    name = f"{policy.source.name}-{policy.index}" if policy.index else policy.source.name
-    if policy.per_pair or policy.level == "unique":
-        return [
-            _Entry(tunnel, policy, (selector,), f"{name}.{number:03}")
-            for number, selector in enumerate(policy.selectors)
-        ]
-    return [_Entry(tunnel, policy, policy.selectors, name)]
+def _patterns(
+    asked: Iterable[Entry],
+    places: Mapping[Place, int],
+    policies: Iterable[PolicySpec],
+    facts: Facts,
+    problems: list[Problem],
+) -> tuple[dict[tuple[str, str], Pattern], dict[tuple[str, str], TemplateConfig]]:
+    """The templates of each peer, and what the engine is told of them."""
+    reserved = Reserved(policies)
+    patterns: dict[tuple[str, str], Pattern] = {}
+    templates: dict[tuple[str, str], TemplateConfig] = {}
+    for entry in asked:
+        tunnel, template, key = entry.tunnel, entry.policy, (entry.tunnel.key, entry.name)
+        assert isinstance(template, TunnelTemplate)
+        try:
+            child = _child(entry, 0, facts.abilities, outer_word(tunnel, facts.numbers))
+        except (_Unable, UnknownAlgorithm) as exc:
+            reason = "UnsupportedByDataplane" if isinstance(exc, _Unable) else "Invalid"
+            problems.append(Problem(template.source, reason, str(exc)))
+            continue
+        patterns[key] = pattern(tunnel, template, places[entry.place], facts.services)
+        taken = reserved.within(child.local_ts, child.remote_ts, places[entry.place])
+        templates[key] = template_config(child, template, taken)
+    return patterns, templates
 
 
 def _policies(
-    entries: Iterable[_Entry],
+    ranked: Iterable[tuple[int, Entry]],
     reqids: Mapping[str, int],
     facts: Facts,
     problems: list[Problem],
@@ -332,7 +360,7 @@ def _policies(
     """SPD entries in order, and whose each outbound one is. The first of two equal pairs stays."""
     specs: dict[PolicyId, PolicySpec] = {}
     owners: dict[PolicyId, TunnelConfig] = {}
-    for priority, entry in enumerate(entries, start=1):
+    for priority, entry in ranked:
         policy = entry.policy
         action = PolicyAction(policy.action)
         blank = PolicySpec(
@@ -404,7 +432,7 @@ class _Unable(Exception):
     """The data plane of this gateway cannot do what a policy asks for."""
 
 
-def _child(entry: _Entry, reqid: int, abilities: Abilities | None, outer_mark: int) -> ChildConfig:
+def _child(entry: Entry, reqid: int, abilities: Abilities | None, outer_mark: int) -> ChildConfig:
     """Raises UnknownAlgorithm, _Unable."""
     policy = entry.policy
     proposals = (ah_proposals if policy.protocol == "ah" else esp_proposals)(policy.proposals)
@@ -444,13 +472,17 @@ def _possible(
 def _peer(
     tunnel: TunnelConfig,
     children: tuple[ChildConfig, ...],
+    templates: tuple[TemplateConfig, ...],
     facts: Facts,
     problems: list[Problem],
 ) -> PeerConfig:
     return PeerConfig(
         name=tunnel.key,
-        identities=tuple(_credentials(each) for each in tunnel.identities),
+        identities=tuple(
+            _credentials(each, allowed_templates(each, tunnel)) for each in tunnel.identities
+        ),
         children=children,
+        templates=templates,
         ike_proposals=ike_proposals(tunnel.ike_proposals),
         paths=_paths(tunnel, facts, problems),
         remote_networks=_remote_networks(tunnel, facts),
@@ -468,7 +500,7 @@ def _peer(
     )
 
 
-def _credentials(each: TunnelIdentity) -> IdentityConfig:
+def _credentials(each: TunnelIdentity, templates: tuple[str, ...]) -> IdentityConfig:
     """``auto`` is our address on our side; of the peer, whoever proves the secret (PSK)."""
     previous = each.psk_previous
     return IdentityConfig(
@@ -477,6 +509,8 @@ def _credentials(each: TunnelIdentity) -> IdentityConfig:
         remote_id=identity(IdentityType(each.remote_type), each.remote_value),
         psk=Secret(each.psk.get_secret_value()),
         psk_previous=None if previous is None else Secret(previous.get_secret_value()),
+        templates=templates,
+        any_port=each.generate == "port-override",
     )
 
 
@@ -522,31 +556,6 @@ def _remote_networks(tunnel: TunnelConfig, facts: Facts) -> tuple[Network, ...]:
     return tuple(networks)
 
 
-def _sizes(
-    owners: Mapping[PolicyId, TunnelConfig],
-) -> tuple[dict[Network, int], dict[int, tuple[Network, ...]]]:
-    """Route MTUs and MSS clamps. Where peers share a remote subnet the smaller MTU counts."""
-    mtus: dict[Network, int] = {}
-    clamps: dict[int, list[Network]] = {}
-    for policy, tunnel in owners.items():
-        for remote in policy.destination.networks:
-            if tunnel.mtu is not None:
-                mtus[remote] = min(tunnel.mtu, mtus.get(remote, tunnel.mtu))
-            if tunnel.tcp_mss is not None:
-                clamps.setdefault(tunnel.tcp_mss, []).append(remote)
-    return mtus, {mss: collapsed(networks) for mss, networks in clamps.items()}
-
-
-def _metrics(owners: Mapping[PolicyId, TunnelConfig]) -> dict[Network, int]:
-    """Where peers share a remote subnet the smaller one counts."""
-    metrics: dict[Network, int] = {}
-    for policy, tunnel in owners.items():
-        if tunnel.metric is not None:
-            for remote in policy.destination.networks:
-                metrics[remote] = min(tunnel.metric, metrics.get(remote, tunnel.metric))
-    return metrics
-
-
 def _ends(owners: Mapping[PolicyId, TunnelConfig], facts: Facts) -> dict[Network, str]:
     ends: dict[Network, str] = {}
     for policy, tunnel in owners.items():
@@ -554,10 +563,3 @@ def _ends(owners: Mapping[PolicyId, TunnelConfig], facts: Facts) -> dict[Network
         if found:
             ends.update(dict.fromkeys(policy.destination.networks, found[0]))
     return ends
-
-
-def collapsed(networks: Iterable[Network]) -> tuple[Network, ...]:
-    """Without overlaps: a set of prefixes refuses them."""
-    four = [n for n in networks if isinstance(n, ipaddress.IPv4Network)]
-    six = [n for n in networks if isinstance(n, ipaddress.IPv6Network)]
-    return (*ipaddress.collapse_addresses(four), *ipaddress.collapse_addresses(six))

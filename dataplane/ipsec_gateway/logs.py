@@ -50,6 +50,7 @@ _LEVELS: dict[type[Event], int] = {
     events.IkeSaRekeyed: logging.INFO,
     events.ProposalMismatch: logging.WARNING,
     events.SelectorsMismatch: logging.WARNING,
+    events.SelectorsRefused: logging.WARNING,
     events.AuthFailed: logging.WARNING,
     events.Warned: logging.WARNING,
 }
@@ -107,6 +108,11 @@ def describe(event: Event) -> str:
             return (
                 f"child {event.child}: no common traffic selectors, ours "
                 f"{_selectors(event.ours[0])} to {_selectors(event.ours[1])}"
+            )
+        case events.SelectorsRefused():
+            return (
+                f"template {event.template}: {event.remote_id} does not get "
+                f"{_selectors(event.wanted[0])} to {_selectors(event.wanted[1])}: {event.message}"
             )
         case events.AuthFailed():
             who = "the peer refused us" if event.ours else f"{event.remote_id} is not who it claims"

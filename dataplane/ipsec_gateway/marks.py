@@ -136,7 +136,8 @@ FALLBACK_METRIC: Final = 4294967295
 
 #: Our reqids have this bit set and the sign bit clear.
 REQID_BASE: Final = 0x40000000
-_REQID_MASK: Final = REQID_BASE - 1
+#: The other half is for what peers ask for (``patterns.REQIDS``).
+_REQID_MASK: Final = (REQID_BASE >> 1) - 1
 
 
 def reqid_of(key: str, attempt: int = 0) -> int:
@@ -148,7 +149,7 @@ def reqid_of(key: str, attempt: int = 0) -> int:
 def allocate_reqids(keys: Iterable[str]) -> dict[str, int]:
     """One reqid per key, the same for the same keys whatever their order.
 
-    Where two keys collide (2**-30 for a pair) the one that sorts later takes its next hash, so
+    Where two keys collide (2**-29 for a pair) the one that sorts later takes its next hash, so
     that a collision concerns two tunnels and never all that follow.
     """
     taken: set[int] = set()

@@ -18,9 +18,11 @@ from prometheus_client.registry import Collector
 from ipsec_gateway import xfrmstat
 from ipsec_gateway.board import PeerState
 from ipsec_gateway.intent import ChildOwner
+from ipsec_gateway.patterns import Pattern
 from ipsec_gateway.pump import Traffic
 from ipsec_gateway.steering import Counted
 from ipsec_ike import events
+from ipsec_ike.config import template_of
 from ipsec_ike.events import Event, Reason
 
 #: Ends that nobody has to look into.
@@ -44,6 +46,7 @@ class Scrape:
     peers: Mapping[str, PeerState] = field(default_factory=dict)
     configured: frozenset[str] = frozenset()
     children: Mapping[tuple[str, str], ChildOwner] = field(default_factory=dict)
+    patterns: Mapping[tuple[str, str], Pattern] = field(default_factory=dict)
     traffic: Mapping[tuple[str, str], Traffic] = field(default_factory=dict)
     guard: Mapping[str, Counted] = field(default_factory=dict)
     ike_counters: Mapping[str, int] = field(default_factory=dict)
@@ -178,7 +181,9 @@ class Metrics(Collector):
         labels = ("namespace", "peer", "gateway", "policy")
         totals: dict[tuple[str, str], Traffic] = {}
         for (peer, child), traffic in scrape.traffic.items():
-            owner = scrape.children.get((peer, child))
+            owner = scrape.children.get((peer, child)) or scrape.patterns.get(
+                (peer, template_of(child))
+            )
             key = (peer, owner.ref.name if owner else child)
             totals[key] = totals.get(key, Traffic()).plus(traffic)
         for name, text, attribute in (

@@ -12,14 +12,15 @@ import asyncio
 import logging
 import types
 from collections import deque
-from collections.abc import Callable, Coroutine, Generator, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from ipsec_gateway.ipsec.base import DataplaneError, IkeFromDataplane, IpsecBackend, SaCounters
 from ipsec_gateway.udp import IkeSockets
-from ipsec_ike.actions import AddSa, DeleteSa, SendDatagram, UpdateSa
+from ipsec_ike.actions import AddSa, DeleteSa, SaSpec, SendDatagram, UpdateSa
+from ipsec_ike.config import template_of
 from ipsec_ike.events import Event
 from ipsec_ike.identifiers import Direction, SaId
 from ipsec_ike.inputs import (
@@ -93,6 +94,8 @@ class Pump:
         self.backend: IpsecBackend | None = None
         #: Called before the engine's actions are taken: a place to write down its records.
         self.keep: Callable[[], None] | None = None
+        #: What has to be done before the inbound SA of a child is added. Raises DataplaneError.
+        self.prepare: Callable[[SaSpec], Awaitable[None]] | None = None
         self._on_event: Final = on_event
         self._loop: Final = loop
         self._queue: Final[deque[Any]] = deque()
@@ -212,6 +215,8 @@ class Pump:
                 raise DataplaneError("the data plane is not running")
             match action:
                 case AddSa(spec):
+                    if self.prepare is not None and spec.id.direction is Direction.IN:
+                        await self.prepare(spec)
                     await self.backend.add_sa(spec)
                     self._sas[spec.id] = (spec.peer, spec.child)
                 case UpdateSa():
@@ -302,6 +307,8 @@ class Pump:
         if owner is not None and len(self._sas) <= _FEW:
             counted = (await self.backend.counters()).get(sa)
             if counted is not None:
+                # What is made from a template counts for it: the names of the children come and go.
+                owner = owner[0], template_of(owner[1])
                 self._past.setdefault(owner, Traffic()).add(sa.direction, counted)
         for known in [s for s in self._sas if (s.direction, s.spi) == (sa.direction, sa.spi)]:
             del self._sas[known]

@@ -24,19 +24,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from ipsec_gateway import plan, xfrmstat
+from ipsec_gateway import xfrmstat
 from ipsec_gateway.board import Cause
 from ipsec_gateway.classify import Network
+from ipsec_gateway.dynamic import generated
 from ipsec_gateway.handover import Handover
 from ipsec_gateway.http import HttpServer, Pages
+from ipsec_gateway.inplace import InPlace
 from ipsec_gateway.intent import Address, Facts, Intent, intent
 from ipsec_gateway.ipsec.abilities import Abilities
 from ipsec_gateway.ipsec.base import (
     DataplaneError,
     IpsecBackend,
-    Level,
-    PolicyDirection,
-    PolicyId,
     PolicySpec,
     WorkerRestarted,
 )
@@ -167,15 +166,14 @@ class Gateway:
         #: What the kernel was last set up for, and when.
         self._done: tuple[Intent, tuple[Address, ...], int | None] | None = None
         self._checked = 0.0
-        self._policies: dict[PolicyId, PolicySpec] = {}
+        self._here: Final = InPlace(self.pump, self._steering, self._handover)
+        self.pump.prepare = self._here.prepare
         self._backend_task: asyncio.Task[None] | None = None
         self._wake: Final = asyncio.Event()
         self._changed: Final = asyncio.Event()
         self._stop: Final = asyncio.Event()
         self._failure: BaseException | None = None
         self._ready = False
-        #: Whether some policy passes clear text while it has no SA.
-        self._has_use = False
         #: Whether some peer comes to us, from an address that is known once it has.
         self._has_passive = False
         #: Whether statuses of objects that went away while nobody looked are deleted.
@@ -328,60 +326,52 @@ class Gateway:
         self.metrics.reconciled(self._loop.time() - started, ok=trouble is None)
         return trouble is None
 
-    async def _apply(self, wanted: Intent, addresses: tuple[Address, ...]) -> None:
-        steering, before = self._steering, self._intent
-        kept = {spec.id for spec in wanted.policies}
-        retained = tuple(
-            spec
-            for spec in self._policies.values()
-            if spec.id.direction is PolicyDirection.OUT and spec.id not in kept
-        )
+    async def _apply(self, static: Intent, addresses: tuple[Address, ...]) -> None:
+        steering, before, here = self._steering, self._intent, self._here
+        first = self._handover.first
+        if first and self._options.kernel and self.pump.backend is None:
+            # What an earlier gateway has left must be known before its guard is replaced.
+            await self._start_backend(static.policies)
+        wanted = here.begin(static)
         mtu = None
         if steering is not None:
             mtu = await self._inner_mtu()
             if self._loop.time() > self._checked + CHECK:
                 self._done = None
                 await steering.verify_guard()
-            await self._guard(wanted, mtu, retained)
+            await self._guard(mtu)
+            again = self._done is None
+            await self._links.apply(wanted.interfaces, self._sized.reqids, again=again)
             if self._done == (wanted, addresses, mtu):
                 return
         self._sockets.marks = wanted.outer
         backend = self.pump.backend or await self._start_backend(wanted.policies)
         if steering is not None:
             mtu = await self._inner_mtu()
-            await self._guard(wanted, mtu, retained)
+            await self._guard(mtu)
             await steering.route(wanted, addresses)
-        changes = plan.policies(wanted.policies, self._policies)
-        if changes.put:
-            await backend.put_policies(changes.put, ())
-            self._policies.update({spec.id: spec for spec in changes.put})
+        await here.put(backend)
         gone = set()
-        if before is None or wanted.peers != before.peers:
+        if before is None or first or wanted.peers != before.peers:
             self._handover.configure(wanted.peers)
             if before is not None:
                 gone = {p.name for p in before.peers} - {p.name for p in wanted.peers}
         if gone:
             await self._until_gone(gone)
             self.pump.forget({p.name for p in wanted.peers})
-        if changes.delete:
-            await backend.put_policies((), changes.delete)
-            for key in changes.delete:
-                self._policies.pop(key, None)
+        await here.drop(backend)
         if steering is not None:
             await steering.prune()
             await steering.settle(wanted)
-            if retained:
-                await self._guard(wanted, mtu, ())
+            await here.end()
+        if first:
+            self._wake_up()
+        self.board.generated(generated(self.pump.engine.snapshot()) if static.patterns else ())
         self._done, self._checked = (wanted, addresses, mtu), self._loop.time()
 
-    async def _guard(
-        self, wanted: Intent, mtu: int | None, retained: tuple[PolicySpec, ...]
-    ) -> None:
+    async def _guard(self, mtu: int | None) -> None:
         """Put the nftables table in place."""
-        assert self._steering is not None
-        measured = self._sized.clamps if self._steering.device is None else {}
-        live = self._live(wanted)
-        await self._steering.guard(wanted, live=live, mtu=mtu, retained=retained, measured=measured)
+        await self._here.guard(mtu, {} if self._options.device else self._sized.clamps)
 
     async def _inner_mtu(self) -> int | None:
         """Octets of the largest inner packet, for subnets of which nothing better is known."""
@@ -402,13 +392,6 @@ class Gateway:
         self._changed.set()
         if self._options.kernel:
             self._wake_up()
-
-    def _live(self, wanted: Intent) -> frozenset[int]:
-        """Reqids with an SA; only ``level: use`` asks."""
-        self._has_use = any(spec.level is Level.USE for spec in wanted.policies)
-        if not self._has_use:
-            return frozenset()
-        return frozenset(c.reqid for sa in self.pump.engine.snapshot() for c in sa.children)
 
     def _whereabouts(self, in_force: InForce) -> dict[str, str]:
         """The addresses of peers that come to us and whose way there matters, by their keys."""
@@ -438,7 +421,7 @@ class Gateway:
     async def _start_backend(self, wanted: Sequence[PolicySpec]) -> IpsecBackend:
         backend = self._make_backend(self._sockets)
         await backend.start()
-        self._policies = self._handover.inherit(await backend.inherit(), wanted)
+        self._here.policies = self._handover.inherit(await backend.inherit(), wanted)
         self.pump.backend = backend
         self._backend_task = asyncio.create_task(self._listen(backend))
         self._backend_task.add_done_callback(self._on_done)
@@ -471,7 +454,7 @@ class Gateway:
             await backend.close(remove=True)
             if self._backend_task is not None:
                 await asyncio.gather(self._backend_task, return_exceptions=True)
-        self._policies.clear()
+        self._here.policies.clear()
         self._done = None
         if self._steering is not None:
             await self._steering.unguard()
@@ -516,7 +499,8 @@ class Gateway:
         self._changed.set()
         if isinstance(event, ChildSaUp | ChildSaDown | PeerMoved):
             self._sizes_due = 0.0
-            if self._has_use or self._has_passive:
+            template = "" if isinstance(event, PeerMoved) else event.template
+            if self._here.has_use or self._has_passive or template:
                 self._wake_up()
         if isinstance(event, IkeSaDown) and event.reason in (Reason.TIMEOUT, Reason.PEER_DEAD):
             tunnels = self._in_force.tunnels if self._in_force else ()
@@ -553,7 +537,7 @@ class Gateway:
         return "" if self._ready else "the first documents are not in force yet"
 
     async def _scrape(self) -> bytes:
-        wanted = self._intent or Intent()
+        wanted = self._here.wanted()
         backend = self.pump.backend
         drops = getattr(backend, "drops", None)
         self.metrics.scrape = Scrape(
@@ -567,6 +551,7 @@ class Gateway:
             socket_counters=dict(self._sockets.counters),
             dataplane_drops=drops() if callable(drops) else {},
             xfrm=xfrmstat.read() if self._options.kernel else {},
+            patterns=wanted.patterns,
         )
         return self.metrics.render()
 

@@ -13,18 +13,22 @@ from typing import Any
 from ipsec_api.conditions import Condition, set_condition
 from ipsec_api.modeconfig import ModeConfigStatus
 from ipsec_api.peer_status import ChildSaCount, IPsecPeerStatus, NatDetected
-from ipsec_api.policy import IPsecPolicyStatus
+from ipsec_api.policy import GeneratedPolicy, IPsecPolicyStatus
 from ipsec_api.rejection import Finding
 from ipsec_api.rules import SpecModel
 from ipsec_api.snapshot import IPsecPeer, IPsecPolicy
 from ipsec_api.tunnel import TunnelConfig
 from ipsec_gateway.board import Cause, PeerState, fold
+from ipsec_gateway.dynamic import Generated
+from ipsec_gateway.entries import entry_name
 from ipsec_gateway.intent import ChildOwner, Intent, Problem
 from ipsec_gateway.lastgood import InForce, Key
 from ipsec_ike.events import Event
 
 #: Longest message of a condition that we write; the schema allows more.
 _LONGEST = 4096
+#: Entries of ``generated`` in a status, and selectors in each of them.
+_MOST, _SHOWN = 64, 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,8 @@ class _View:
     carried: set[Key] = field(default_factory=set)
     findings: dict[Key, list[Finding]] = field(default_factory=dict)
     advice: dict[Key, list[Finding]] = field(default_factory=dict)
+    #: Templates in force, and the one of each (peer, template).
+    templates: dict[Key, set[tuple[str, str]]] = field(default_factory=dict)
     keys: set[Key] = field(default_factory=set)
     #: Of the objects that tunnels were compiled from.
     generations: dict[Key, int] = field(default_factory=dict)
@@ -70,6 +76,8 @@ class StatusBoard:
         self._dirty: set[Key] = set()
         self._trouble: Cause | None = None
         self._mtus: Mapping[str, int] = {}
+        #: What peers have from templates, by (peer, template).
+        self._generated: dict[tuple[str, str], list[Generated]] = {}
 
     def remember(self, conditions: Mapping[Key, Iterable[Condition]]) -> None:
         """Conditions of an earlier run, so that their times go on."""
@@ -95,6 +103,16 @@ class StatusBoard:
                 namespace, _, name = peer.partition("/")
                 self._dirty.add(Key("IPsecPeer", namespace, name))
         self._mtus = mtus
+
+    def generated(self, children: Iterable[Generated]) -> None:
+        """What peers have from templates now."""
+        found: dict[tuple[str, str], list[Generated]] = {}
+        for each in children:
+            found.setdefault((each.peer, each.template), []).append(each)
+        for key, uses in self._view.templates.items():
+            if any(found.get(use) != self._generated.get(use) for use in uses):
+                self._dirty.add(key)
+        self._generated = found
 
     def event(self, event: Event) -> None:
         """Something happened to a peer."""
@@ -137,6 +155,10 @@ class StatusBoard:
         match key.kind:
             case "IPsecPeer":
                 return self._peer_status(key, item, generation)
+            case "IPsecPolicy" if key in self._view.templates or (
+                isinstance(item, IPsecPolicy) and item.spec.template
+            ):
+                return self._template_status(key, item, generation)
             case "IPsecPolicy":
                 return self._policy_status(key, item, generation)
             case _:
@@ -168,12 +190,36 @@ class StatusBoard:
             cipher_suite=state.suite if up else None,
             established_at=state.since or None,
             effectiveMTU=self._mtu(name, tunnel) if up else None,
-            childSAs=ChildSaCount(installed=state.installed, expected=len(expected)),
+            childSAs=ChildSaCount(
+                installed=state.installed, expected=len(expected) + state.generated
+            ),
         )
 
     def _mtu(self, name: str, tunnel: TunnelConfig | None) -> int | None:
         sizes = (self._mtus.get(name), tunnel.mtu if tunnel else None)
         return min((size for size in sizes if size is not None), default=None)
+
+    def _template_status(self, key: Key, item: object, generation: int) -> IPsecPolicyStatus:
+        verdicts = self._judged(key)
+        uses = self._view.templates.get(key, set())
+        made = [each for use in sorted(uses) for each in self._generated.get(use, ())]
+        state = "Template" if uses else "Rejected"
+        if isinstance(item, IPsecPolicy) and item.spec.disabled:
+            state = "Disabled"
+            verdicts.append(_Verdict("Programmed", "False", "Disabled", "spec.disabled is true"))
+        elif not uses and isinstance(item, IPsecPolicy) and _all(verdicts):
+            state = "Template"
+            verdicts.append(_unused(item))
+        else:
+            verdicts.append(self._programmed(key, in_force=bool(uses)))
+        return IPsecPolicyStatus(
+            observed_generation=generation,
+            conditions=self._set(key, verdicts, generation),
+            state=state,
+            selectors_installed=sum(len(g.local) * len(g.remote) for g in made),
+            dynamic=bool(made),
+            generated=tuple(map(_shown, made[:_MOST])),
+        )
 
     def _policy_status(self, key: Key, item: object, generation: int) -> IPsecPolicyStatus:
         owned = self._view.children.get(key, [])
@@ -278,9 +324,12 @@ def _view(in_force: InForce, intent: Intent) -> _View:
     view.keys |= in_force.objects.keys()
     for tunnel in in_force.tunnels:
         view.tunnels[Key.ref(tunnel.source)] = tunnel
-        refs = (tunnel.source, *(policy.source for policy in tunnel.policies))
+        refs = (tunnel.source, *(each.source for each in (*tunnel.policies, *tunnel.templates)))
         view.generations.update((Key.ref(ref), ref.generation) for ref in refs)
         view.carried |= {Key.ref(policy.source) for policy in tunnel.policies}
+        for template in tunnel.templates:
+            use = (tunnel.key, entry_name(template))
+            view.templates.setdefault(Key.ref(template.source), set()).add(use)
     if not in_force.objects:
         # In a cluster there are only tunnels.
         view.keys |= view.generations.keys()
@@ -322,7 +371,34 @@ def _established(tunnel: TunnelConfig | None, state: PeerState, expected: list[s
         if cause is None:
             cause = Cause("Connecting", f"no SA yet for {', '.join(missing[:5])}")
         return _Verdict("Established", "False", cause.reason, cause.message)
+    if state.refused is not None and not state.installed:
+        return _Verdict("Established", "False", state.refused.reason, state.refused.message)
     return _Verdict("Established", "True", "Established")
+
+
+def _all(verdicts: Iterable[_Verdict]) -> bool:
+    return all(verdict.status == "True" for verdict in verdicts)
+
+
+def _unused(item: IPsecPolicy) -> _Verdict:
+    group = item.spec.group
+    return _Verdict(
+        "Programmed",
+        "False",
+        "Unused",
+        f"no accepted peer uses group {group}: set generatePolicy and policyTemplateGroup: {group}"
+        " on an identity of an IPsecPeer",
+    )
+
+
+def _shown(each: Generated) -> GeneratedPolicy:
+    return GeneratedPolicy(
+        peer=each.peer.partition("/")[2],
+        remoteID=each.remote_id[:512],
+        remote_address=str(each.end),
+        local=tuple(map(str, each.local[:_SHOWN])),
+        remote=tuple(map(str, each.remote[:_SHOWN])),
+    )
 
 
 def _finding(finding: Finding) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ipsec_gateway import clashes, conntrack, nftables, plan
 from ipsec_gateway.classify import Network, Step, classify
-from ipsec_gateway.intent import Address, Intent, collapsed
+from ipsec_gateway.intent import Address, Intent
 from ipsec_gateway.ipsec.base import PolicySpec
 from ipsec_gateway.marks import DEFAULT, NFT_TABLE, Numbers
 from ipsec_gateway.routing import (
@@ -34,6 +34,7 @@ from ipsec_gateway.routing import (
     parse_ways,
     routing,
 )
+from ipsec_gateway.subnets import collapsed
 from ipsec_gateway.sysctls import Sysctls, forwards
 from ipsec_gateway.tools import ToolError, run, run_json
 
@@ -95,7 +96,12 @@ class Steering:
             return
         desired = nftables.ruleset(
             classify(
-                (p for p in (*intent.policies, *retained) if p.id not in intent.translated), live
+                (
+                    p
+                    for p in (*intent.policies, *retained)
+                    if p.id not in intent.translated and not p.id.interface
+                ),
+                live,
             ),
             device=self.device,
             mtu=mtu,

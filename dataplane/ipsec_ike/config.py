@@ -131,6 +131,15 @@ class ChildConfig:
     installed: tuple[tuple[TrafficSelector, ...], tuple[TrafficSelector, ...]] | None = None
 
 
+#: Between the template and the rest in the name of a generated child.
+GENERATED: Final = "#"
+
+
+def template_of(child: str) -> str:
+    """The template that the name of a generated child begins with; other names stay."""
+    return child.partition(GENERATED)[0]
+
+
 class Taken(NamedTuple):
     """Traffic that a template must not give away, and whose it is, in words.
 

@@ -22,7 +22,7 @@ import hashlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final, cast
 
-from ipsec_ike.config import ChildConfig, Mode, TemplateConfig
+from ipsec_ike.config import GENERATED, ChildConfig, Mode, TemplateConfig
 from ipsec_ike.events import SelectorsRefused
 from ipsec_ike.sa.child_sa import ChildSa, ChildState
 from ipsec_ike.sa.narrowing import Match, Selectors, covers
@@ -114,7 +114,7 @@ def _child(sa: IkeSa, template: TemplateConfig, local: Selectors, remote: Select
         digest = hashlib.blake2b(f"{key}\0{attempt}".encode(), digest_size=8).digest()
         first, last = template.reqids
         reqid = first + int.from_bytes(digest) % (last - first + 1)
-        name = f"{template.name}#{digest.hex()[:8]}"
+        name = f"{template.name}{GENERATED}{digest.hex()[:8]}"
         if reqid not in sa.host.peers.by_reqid and taken.get(reqid, name) == name:
             return _made(sa, template, local, remote, name, reqid)
         attempt += 1

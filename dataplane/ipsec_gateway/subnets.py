@@ -1,0 +1,42 @@
+"""What peers ask for by remote subnet: sizes of packets and metrics of routes. Pure."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable, Mapping
+
+from ipsec_api.tunnel import TunnelConfig
+from ipsec_gateway.classify import Network
+from ipsec_gateway.ipsec.base import PolicyId
+
+
+def sizes(
+    owners: Mapping[PolicyId, TunnelConfig],
+) -> tuple[dict[Network, int], dict[int, tuple[Network, ...]]]:
+    """Route MTUs and MSS clamps. Where peers share a remote subnet the smaller MTU counts."""
+    mtus: dict[Network, int] = {}
+    clamps: dict[int, list[Network]] = {}
+    for policy, tunnel in owners.items():
+        for remote in policy.destination.networks:
+            if tunnel.mtu is not None:
+                mtus[remote] = min(tunnel.mtu, mtus.get(remote, tunnel.mtu))
+            if tunnel.tcp_mss is not None:
+                clamps.setdefault(tunnel.tcp_mss, []).append(remote)
+    return mtus, {mss: collapsed(networks) for mss, networks in clamps.items()}
+
+
+def metrics(owners: Mapping[PolicyId, TunnelConfig]) -> dict[Network, int]:
+    """Where peers share a remote subnet the smaller one counts."""
+    found: dict[Network, int] = {}
+    for policy, tunnel in owners.items():
+        if tunnel.metric is not None:
+            for remote in policy.destination.networks:
+                found[remote] = min(tunnel.metric, found.get(remote, tunnel.metric))
+    return found
+
+
+def collapsed(networks: Iterable[Network]) -> tuple[Network, ...]:
+    """Without overlaps: a set of prefixes refuses them."""
+    four = [n for n in networks if isinstance(n, ipaddress.IPv4Network)]
+    six = [n for n in networks if isinstance(n, ipaddress.IPv6Network)]
+    return (*ipaddress.collapse_addresses(four), *ipaddress.collapse_addresses(six))
