@@ -545,13 +545,13 @@ class Gateway:
             peers=self.board.up(),
             configured=frozenset(p.name for p in wanted.peers),
             children=wanted.children,
+            patterns=wanted.patterns,
             traffic=await self.pump.traffic(),
             guard=await self._guard_counters(),
             ike_counters=dict(self.pump.engine.counters),
             socket_counters=dict(self._sockets.counters),
             dataplane_drops=drops() if callable(drops) else {},
             xfrm=xfrmstat.read() if self._options.kernel else {},
-            patterns=wanted.patterns,
         )
         return self.metrics.render()
 
