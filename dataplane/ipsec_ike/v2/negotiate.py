@@ -32,7 +32,7 @@ from ipsec_ike.v2 import templates
 from ipsec_ike.v2.children import Agreed
 from ipsec_ike.v2.exchange import find, need, notification, selectors
 from ipsec_ike.v2.keymat import child_keys
-from ipsec_ike.v2.transport_nat import BehindNat
+from ipsec_ike.v2.transport_nat import seen
 from ipsec_ike.wire.payloads import (
     KePayload,
     NoncePayload,
@@ -113,6 +113,8 @@ class Offer:
         remote = selectors(payloads, PayloadType.TSr)
         if not local or not remote:
             raise TsUnacceptable("the peer agreed to no selectors")
+        if self.config.mode is Mode.TRANSPORT:
+            local, remote = seen(sa, local, remote)
         if not (covers(self.local_ts, local) and covers(self.remote_ts, remote)):
             raise TsUnacceptable("the peer agreed to selectors that were not offered")
         transport = notification(payloads, NotifyType.USE_TRANSPORT_MODE) is not None
@@ -177,14 +179,12 @@ def answer(
     remote = selectors(payloads, PayloadType.TSi)
     local = selectors(payloads, PayloadType.TSr)
     transport = notification(payloads, NotifyType.USE_TRANSPORT_MODE) is not None
-    nat = BehindNat.of(sa, local, remote) if transport else None
     matches: list[Match] = []
     told = False
-    if nat is not None:
-        found, told = _matches(sa, allowed, nat.local, nat.remote, rekey=rekey)
+    if transport and (sa.nat_local or sa.nat_remote):
+        found, told = _matches(sa, allowed, *seen(sa, local, remote), rekey=rekey)
         matches = [match for match in found if match.child.mode is Mode.TRANSPORT]
     if not matches and not told:
-        nat = None
         matches, told = _matches(sa, allowed, local, remote, rekey=rekey)
     if not matches:
         if not told:
@@ -216,9 +216,8 @@ def answer(
         parts.append(NoncePayload(nonces[1]))
     if public is not None:
         parts.append(public)
-    said = (match.local, match.remote) if nat is None else nat.said(match.local, match.remote)
-    parts.append(TsPayload(PayloadType.TSi, said[1]))
-    parts.append(TsPayload(PayloadType.TSr, said[0]))
+    parts.append(TsPayload(PayloadType.TSi, match.remote))
+    parts.append(TsPayload(PayloadType.TSr, match.local))
     if config.mode is Mode.TRANSPORT:
         parts.append(_TRANSPORT)
     if match.partial and len(matches) > 1:
