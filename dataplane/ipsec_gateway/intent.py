@@ -20,6 +20,7 @@ from ipsec_api.tunnel import (
     TunnelSelector,
     TunnelTemplate,
 )
+from ipsec_gateway import interfaces
 from ipsec_gateway.algorithms import (
     NothingLeft,
     UnknownAlgorithm,
@@ -32,6 +33,7 @@ from ipsec_gateway.classify import Network
 from ipsec_gateway.entries import Entry, Place, numbered, order
 from ipsec_gateway.entries import entries as entries_of
 from ipsec_gateway.identities import BadIdentity, identity
+from ipsec_gateway.interfaces import Interface, Routed
 from ipsec_gateway.ipsec.abilities import Abilities
 from ipsec_gateway.ipsec.base import Level, PolicyAction, PolicyDirection, PolicyId, PolicySpec
 from ipsec_gateway.marks import DEFAULT, Numbers, allocate_reqids
@@ -64,7 +66,6 @@ from ipsec_gateway.subnets import metrics, sizes
 from ipsec_ike.config import (
     ChildConfig,
     Childless,
-    Handling,
     IdentityConfig,
     Lifetime,
     Mode,
@@ -105,6 +106,8 @@ class Facts:
     #: Where each peer is that has an SA, by its key.
     live: Mapping[str, str] = field(default_factory=dict)
     numbers: Numbers = DEFAULT
+    #: Names of network interfaces that are not ours; asked for only where it matters.
+    foreign: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +154,9 @@ class Intent:
     metrics: Mapping[Network, int] = field(default_factory=dict)
     #: What is accepted out of SAs only, at this node and in these local networks.
     services: tuple[ProtectedService, ...] = ()
+    #: Interfaces of routed policies, and (local, remote) of what may be routed into them.
+    interfaces: tuple[Interface, ...] = ()
+    routed: tuple[tuple[Network, Network], ...] = ()
     #: Where each CHILD_SA comes from, by (peer, child).
     children: Mapping[tuple[str, str], ChildOwner] = field(default_factory=dict)
     #: The templates of each peer, by (peer, template).
@@ -177,10 +183,15 @@ def intent(tunnels: Iterable[TunnelConfig], facts: Facts) -> Intent:
         guarded.append(tunnel)
         translations.extend(found)
     translated = frozenset(PolicyId(PolicyDirection.OUT, *wire_selectors(t)) for t in translations)
+    carriers = interfaces.routed(
+        guarded, foreign=facts.foreign, abilities=facts.abilities, resolved=facts.resolved
+    )
+    problems += [Problem(*each) for each in carriers.problems]
     entries = [
         entry
         for tunnel in guarded
         for policy in tunnel.policies
+        if carriers.carries(policy)
         for entry in entries_of(tunnel, policy)
     ]
     entries.sort(key=order)
@@ -192,7 +203,7 @@ def intent(tunnels: Iterable[TunnelConfig], facts: Facts) -> Intent:
         for entry in entries_of(tunnel, template)
     ]
     ranked, places = numbered(entries, asked)
-    policies, owners = _policies(ranked, reqids, facts, problems)
+    policies, owners = _policies(ranked, reqids, carriers, facts, problems)
     patterns, templates = _patterns(asked, places, policies, facts, problems)
     policies += closed(
         ((patterns[key], template) for key, template in templates.items()),
@@ -204,7 +215,8 @@ def intent(tunnels: Iterable[TunnelConfig], facts: Facts) -> Intent:
         if entry.policy.action == "encrypt":
             try:
                 mark = outer_word(entry.tunnel, facts.numbers)
-                child = _child(entry, reqids[entry.key], facts.abilities, mark)
+                if_id = carriers.if_id(entry.policy)
+                child = _child(entry, reqids[entry.key], facts.abilities, mark, if_id)
             except _Unable as exc:
                 problems.append(Problem(entry.policy.source, "UnsupportedByDataplane", str(exc)))
                 continue
@@ -229,6 +241,7 @@ def intent(tunnels: Iterable[TunnelConfig], facts: Facts) -> Intent:
             for spec in policies
             if spec.id.direction is PolicyDirection.OUT
             and spec.action is PolicyAction.ENCRYPT
+            and spec.id in owners
             and spec.id not in translated
             for local in spec.id.source.networks
             for remote in spec.id.destination.networks
@@ -243,6 +256,10 @@ def intent(tunnels: Iterable[TunnelConfig], facts: Facts) -> Intent:
         outer=outer_marks(ordered, facts.resolved, facts.live, facts.numbers),
         metrics=metrics(owners),
         services=protected_services(guarded),
+        interfaces=carriers.interfaces(
+            (e.policy, reqids[e.key]) for e in entries if e.key in reqids
+        ),
+        routed=interfaces.pairs(e.policy for e in entries),
         children={
             (e.tunnel.key, e.name): ChildOwner(e.policy.source, len(e.selectors))
             for e in entries
@@ -333,7 +350,7 @@ def _patterns(
     problems: list[Problem],
 ) -> tuple[dict[tuple[str, str], Pattern], dict[tuple[str, str], TemplateConfig]]:
     """The templates of each peer, and what the engine is told of them."""
-    reserved = Reserved(policies)
+    reserved = Reserved(spec for spec in policies if not spec.id.interface)
     patterns: dict[tuple[str, str], Pattern] = {}
     templates: dict[tuple[str, str], TemplateConfig] = {}
     for entry in asked:
@@ -354,14 +371,17 @@ def _patterns(
 def _policies(
     ranked: Iterable[tuple[int, Entry]],
     reqids: Mapping[str, int],
+    carriers: Routed,
     facts: Facts,
     problems: list[Problem],
 ) -> tuple[list[PolicySpec], dict[PolicyId, TunnelConfig]]:
-    """SPD entries in order, and whose each outbound one is. The first of two equal pairs stays."""
+    """SPD entries in order, and whose each outbound one is that is found by its addresses. The
+    first of two equal pairs stays."""
     specs: dict[PolicyId, PolicySpec] = {}
     owners: dict[PolicyId, TunnelConfig] = {}
     for priority, entry in ranked:
         policy = entry.policy
+        if_id = carriers.if_id(policy)
         action = PolicyAction(policy.action)
         blank = PolicySpec(
             id=PolicyId(PolicyDirection.OUT, _NOTHING, _NOTHING),
@@ -378,7 +398,7 @@ def _policies(
             ends = _first_ends(entry.tunnel, facts)
         for selector in entry.selectors:
             local, remote = _local(selector), _remote(selector)
-            out = PolicyId(PolicyDirection.OUT, local, remote)
+            out = PolicyId(PolicyDirection.OUT, local, remote, if_id)
             if out in specs:
                 problems.append(
                     Problem(
@@ -390,9 +410,10 @@ def _policies(
                 )
                 continue
             specs[out] = replace(blank, id=out, local=ends[0], remote=ends[1])
-            owners[out] = entry.tunnel
+            if not if_id:
+                owners[out] = entry.tunnel
             for direction in (PolicyDirection.IN, PolicyDirection.FORWARD):
-                inward = PolicyId(direction, remote, local)
+                inward = PolicyId(direction, remote, local, if_id)
                 specs[inward] = replace(blank, id=inward)
     return list(specs.values()), owners
 
@@ -432,11 +453,15 @@ class _Unable(Exception):
     """The data plane of this gateway cannot do what a policy asks for."""
 
 
-def _child(entry: Entry, reqid: int, abilities: Abilities | None, outer_mark: int) -> ChildConfig:
+def _child(
+    entry: Entry, reqid: int, abilities: Abilities | None, outer_mark: int, if_id: int = 0
+) -> ChildConfig:
     """Raises UnknownAlgorithm, _Unable."""
     policy = entry.policy
     proposals = (ah_proposals if policy.protocol == "ah" else esp_proposals)(policy.proposals)
     if abilities is not None:
+        if why := interfaces.lacking(entry.tunnel, policy, abilities):
+            raise _Unable(why)
         proposals = _possible(policy, proposals, abilities)
     return ChildConfig(
         name=entry.name,
@@ -450,7 +475,7 @@ def _child(entry: Entry, reqid: int, abilities: Abilities | None, outer_mark: in
         ),
         start=Start.NEVER if entry.tunnel.passive else Start.NOW,
         replay_window=policy.replay_window,
-        handling=Handling(mark=outer_mark),
+        handling=interfaces.handling(entry.tunnel, policy, interface=if_id, mark=outer_mark),
     )
 
 

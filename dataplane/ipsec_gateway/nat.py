@@ -103,7 +103,7 @@ def on_the_wire(
         selectors: dict[TunnelSelector, None] = {}
         for selector in policy.selectors:
             wire = selector
-            if policy.action == "encrypt":
+            if policy.action == "encrypt" and policy.interface is None:
                 found = _translation(tunnel, selector, address)
                 if found is not None:
                     translations[found] = None

@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 import jinja2
 
 from ipsec_gateway.classify import Element, Network, Step, Variant, Verdict
+from ipsec_gateway.interfaces import Interface
 from ipsec_gateway.marks import DEFAULT, NFT_TABLE, Numbers
 from ipsec_gateway.nat import Translation
 from ipsec_gateway.protected import ProtectedService
@@ -103,6 +104,7 @@ def ruleset(
     untracked: Iterable[Step] = (),
     untracked_own: Iterable[Step] = (),
     services: Iterable[ProtectedService] = (),
+    interfaces: Iterable[Interface] = (),
     numbers: Numbers = DEFAULT,
 ) -> Ruleset:
     """The table for these steps.
@@ -111,7 +113,7 @@ def ruleset(
     them on their way. ``mtu`` is the largest inner packet in octets; ``clamps`` are remote networks
     by the TCP MSS they get. ``translations`` are what has other addresses inside its tunnel;
     ``untracked`` skips connection tracking, ``untracked_own`` also where it is this node's own.
-    ``services`` are reached out of SAs only.
+    ``services`` are reached out of SAs only; ``interfaces`` carry what is routed into them.
     """
     sets: dict[str, NftSet] = {}
     rules = _rules("step", steps, sets, numbers)
@@ -138,7 +140,10 @@ def ruleset(
                 )
                 ip = "ip" if version == 4 else "ip6"
                 only.append((f"{ip} daddr @{name}", service.match, service.name))
+    routed = sorted(interfaces, key=lambda i: i.name)
     body = _template().render(
+        interfaces=routed,
+        names=", ".join(f'"{each.name}"' for each in routed),
         only=only,
         rules=rules,
         notrack=notrack,

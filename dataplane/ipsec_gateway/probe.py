@@ -107,6 +107,7 @@ class _Prober:
         replay = Replay(32).attribute()
         encap = Encapsulation(4500, 4500).attribute()
         extended = self._works({0: self._esp(suite, mac, replay, flags=StateFlag.ESN)})
+        interfaces = _has_interfaces()
         return Kernel(
             abilities=Abilities(
                 dataplane="xfrm",
@@ -115,12 +116,15 @@ class _Prober:
                 ah_integrity=frozenset(m.id for m in ah),
                 transport=True,
                 esn=bool(extended),
+                interfaces=interfaces,
+                headers=True,
+                offload=True,
             ),
             esp=frozenset(esp),
             ah=frozenset(ah_versions),
             directions=self._knows_directions(suite, mac),
             encapsulation=bool(self._works({0: self._esp(suite, mac, encap)})),
-            interfaces=_has_interfaces(),
+            interfaces=interfaces,
             lacks="" if encr else self._why(suite, mac),
         )
 

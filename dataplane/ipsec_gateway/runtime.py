@@ -41,6 +41,7 @@ from ipsec_gateway.ipsec.base import (
 )
 from ipsec_gateway.ipsec.mtu import INITIAL
 from ipsec_gateway.lastgood import InForce, Key, LastGood
+from ipsec_gateway.links import Links
 from ipsec_gateway.logs import log_event
 from ipsec_gateway.marks import DEFAULT, Numbers
 from ipsec_gateway.metrics import Metrics, Scrape
@@ -155,6 +156,7 @@ class Gateway:
         self._steering: Final = (
             Steering(options.device, numbers=options.numbers) if steered else None
         )
+        self._links: Final = Links(options.numbers, used=options.kernel)
         self._sizes: Final = Sizes()
         self._sized = Sized({}, {})
         self._sizes_due = 0.0
@@ -302,6 +304,7 @@ class Gateway:
                 facts = replace(facts, interfaces=await local_interfaces(self._options.device))
             if self._options.services:
                 facts = replace(facts, services=self._options.services)
+            facts = replace(facts, foreign=await self._links.foreign(in_force.tunnels))
             wanted = self._intent
             if wanted is None or self._basis != (in_force, facts):
                 wanted = await asyncio.to_thread(intent, in_force.tunnels, facts)
@@ -362,6 +365,7 @@ class Gateway:
         await here.drop(backend)
         if steering is not None:
             await steering.prune()
+            await self._links.prune()
             await steering.settle(wanted)
             await here.end()
         if first:
@@ -384,7 +388,8 @@ class Gateway:
         if now < self._sizes_due:
             return
         self._sizes_due = now + CHECK
-        sized = self._sizes.of(self.pump.engine.snapshot(), now)
+        routed = frozenset(r for i in (self._intent or Intent()).interfaces for r in i.reqids)
+        sized = self._sizes.of(self.pump.engine.snapshot(), now, routed)
         if sized == self._sized:
             return
         self._sized = sized
@@ -456,6 +461,7 @@ class Gateway:
                 await asyncio.gather(self._backend_task, return_exceptions=True)
         self._here.policies.clear()
         self._done = None
+        await self._links.remove()
         if self._steering is not None:
             await self._steering.unguard()
 

@@ -7,7 +7,7 @@ too, which knows the path MTU at any moment; here it is looked at once a minute.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Final
 
@@ -91,10 +91,12 @@ def child_mtu(child: ChildSaInfo, *, path: int, version: int) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class Sized:
-    """What came out: octets of the largest inner packet by peer, and remote networks by MSS."""
+    """What came out: octets of the largest inner packet by peer and by reqid, and remote networks
+    by MSS."""
 
     mtus: dict[str, int]
     clamps: dict[int, tuple[Network, ...]]
+    reqids: dict[int, int] = field(default_factory=dict)
 
 
 class Sizes:
@@ -104,9 +106,13 @@ class Sizes:
         self._path_of: Final = path_of
         self._paths: dict[tuple[str, str], tuple[float, int]] = {}
 
-    def of(self, sas: Iterable[IkeSaInfo], now: float) -> Sized:
-        """The sizes of what is up now; ``now`` in seconds of any clock."""
+    def of(
+        self, sas: Iterable[IkeSaInfo], now: float, routed: frozenset[int] = frozenset()
+    ) -> Sized:
+        """The sizes of what is up now; ``now`` in seconds of any clock. Of ``routed`` reqids the
+        remote networks mean nothing: what they carry is found by its interface."""
         mtus: dict[str, int] = {}
+        reqids: dict[int, int] = {}
         clamps: dict[Network, int] = {}
         for sa in sas:
             ends = (sa.local.address, sa.remote.address)
@@ -116,6 +122,9 @@ class Sizes:
                 if mtu is None:
                     continue
                 mtus[sa.peer] = min(mtu, mtus.get(sa.peer, mtu))
+                reqids[child.reqid] = min(mtu, reqids.get(child.reqid, mtu))
+                if child.reqid in routed:
+                    continue
                 for selector in child.remote_ts:
                     for network in selector.networks:
                         mss = mtu - _IP[network.version] - _TCP
@@ -123,7 +132,7 @@ class Sizes:
         by_mss: dict[int, list[Network]] = {}
         for network, mss in clamps.items():
             by_mss.setdefault(mss, []).append(network)
-        return Sized(mtus, {mss: tuple(each) for mss, each in sorted(by_mss.items())})
+        return Sized(mtus, {mss: tuple(each) for mss, each in sorted(by_mss.items())}, reqids)
 
     def _path(self, ends: tuple[str, str], now: float) -> int:
         known = self._paths.get(ends)

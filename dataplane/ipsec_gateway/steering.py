@@ -90,7 +90,7 @@ class Steering:
         clamps = dict(intent.clamps)
         for mss, nets in (measured or {}).items():
             clamps[mss] = collapsed((*clamps.get(mss, ()), *nets))
-        views = (intent.translations, intent.untracked, intent.services)
+        views = (intent.translations, intent.untracked, intent.services, intent.interfaces)
         basis = (intent.policies, clamps, live, mtu, retained, views)
         if self._guard is not None and basis == self._basis:
             return
@@ -110,6 +110,7 @@ class Steering:
             untracked=_untracked(intent, own=False),
             untracked_own=_untracked(intent, own=True),
             services=intent.services,
+            interfaces=intent.interfaces,
             numbers=self.numbers,
         )
         if self._guard is not None:
@@ -150,7 +151,8 @@ class Steering:
         if self.device is not None:
             await run("ip", "address", "replace", *DUMMY_ADDRESS.split(), "dev", self.device)
             self._loosen()
-        carried = (*intent.pairs, *((t.local, t.remote) for t in intent.translations))
+        seen = ((t.local, t.remote) for t in intent.translations)
+        carried = (*intent.pairs, *seen, *intent.routed)
         self._tell(self.sysctls.apply(forwards(carried, addresses)))
         return any(changes.add.values())
 

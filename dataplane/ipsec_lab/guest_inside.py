@@ -23,7 +23,8 @@ from ipsec_lab.guest_forks import ForkClient, run_beside
 Task = Callable[[Mapping[str, Any], ForkClient], int]
 
 _MODULES: Final = (
-    "esp4 esp6 ah4 ah6 ipcomp ipcomp6 xfrm_user xfrm_interface veth dummy tun ip_gre "
+    "esp4 esp6 ah4 ah6 ipcomp ipcomp6 xfrm_user xfrm_interface veth dummy tun ip_gre bonding "
+    "l2tp_netlink l2tp_eth "
     "nf_tables nft_chain_nat nft_masq nft_ct nft_numgen nft_xfrm nft_counter nft_reject "
     "sch_netem echainiv seqiv gcm ccm ctr cbc hmac authenc authencesn sha1_generic sha256_generic "
     "sha512_generic aesni_intel cmac xcbc des3_ede_x86_64 chacha20poly1305 crypto_null"

@@ -309,6 +309,8 @@ def _child_section(child: Child) -> Section:
         "rekey_time": f"{child.rekey_time}s",
         "rand_time": f"{child.rand_time}s",
     }
+    if child.if_id:
+        section["if_id_in"] = section["if_id_out"] = str(child.if_id)
     if child.ah_proposals:
         section["ah_proposals"] = list(child.ah_proposals)
     else:

@@ -76,6 +76,8 @@ class Child:
     rekey_bytes: int = 0
     life_bytes: int = 0
     replay_window: int = 32
+    #: Of an xfrm interface, in and out; kernel back end only.
+    if_id: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

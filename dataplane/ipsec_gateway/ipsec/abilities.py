@@ -22,6 +22,10 @@ class Abilities:
     ah_integrity: frozenset[int] = frozenset()
     transport: bool = False
     esn: bool = True
+    #: xfrm interfaces; choices about the outer header; network cards that compute ESP.
+    interfaces: bool = False
+    headers: bool = False
+    offload: bool = False
 
     def can(self, transform: Transform, *, ah: bool = False) -> bool:
         """Whether a transform of an ESP (or AH) proposal can be carried out."""
