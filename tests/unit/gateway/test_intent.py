@@ -143,6 +143,8 @@ def test_mtu_and_mss_of_a_peer(make) -> None:
     )
     assert found.mtus == {ip_network("10.2.0.0/17"): 1300, ip_network("10.2.128.0/17"): 1300}
     assert found.clamps == {1200: (ip_network("10.2.0.0/16"),)}, "sets refuse overlaps"
+    found = of(make, make.peer(mtu=1300))
+    assert found.clamps == {1260: (ip_network("10.2.0.0/16"),)}, "TCP keeps to the MTU"
 
 
 def test_the_same_again_is_the_same(make) -> None:
