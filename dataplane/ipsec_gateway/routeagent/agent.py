@@ -164,7 +164,6 @@ class Agent:
         assert self._node is not None
         carried = self._picture.carried(now)
         wanted = plan(carried, self._gateways, self._node, self._options.settings)
-        self._note_moves(carried)
         prune = self._complete(now)
         await self._kernel.apply(wanted, prune=prune)
         problems = [*wanted.problems, *self._loose.keep(wanted.loose)]
@@ -172,6 +171,7 @@ class Agent:
             problems += await self._keep_sources(wanted.foreign - self._exempted)
             self._exempted = wanted.foreign
         self._applied = wanted
+        self._note_moves(carried)
         problems += self._keep(now)
         self._tell(problems)
         if any(

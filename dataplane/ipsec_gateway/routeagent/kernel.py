@@ -18,6 +18,7 @@ from ipsec_gateway.routeagent.plan import (
     Wanted,
     changes,
 )
+from ipsec_gateway.routing import DUMMY_ADDRESS
 from ipsec_gateway.tools import ToolError, run, run_json
 
 #: rtm_type as iproute2 shows it with -N, and in words.
@@ -159,6 +160,8 @@ class Kernel:
             lines.append(f"link set {it.name} addrgenmode none")
         else:
             lines.append(f"link set {it.name} address {it.mac} mtu {it.mtu}")
+        # Loose reverse path checks refuse everything on a device without an address.
+        lines.append(f"address replace {DUMMY_ADDRESS} dev {it.name}")
         lines.append(f"link set {it.name} up")
         try:
             await self._run("ip", "-batch", "-", lines=lines)

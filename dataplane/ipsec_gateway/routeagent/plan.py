@@ -13,10 +13,11 @@ any other node                 ``via`` it ``dev`` our VXLAN device, ``onlink``
 nobody                         ``unreachable``, unless all its policies tolerate clear text
 =============================  =================================================================
 
-The VXLAN device has no addresses and learns nothing. Its MAC address follows from the name of the
-node, so that everybody knows everybody's; a next hop is the node address of the gateway (or, where
-that is of the other IP version, the link-local address of that MAC address), with a permanent
-neighbour entry and one entry in the forwarding database.
+The VXLAN device learns nothing and has no address but the IPv4 dummy address (RFC 7600 section 4.8),
+without which reverse path checks would refuse all that comes by it. Its MAC address follows from
+the name of the node, so that everybody knows everybody's; a next hop is the node address of the
+gateway (or, where that is of the other IP version, the link-local address of that MAC address),
+with a permanent neighbour entry and one entry in the forwarding database.
 
 A packet is handed from node to node once: what came by VXLAN goes to a peer that this node carries,
 or nowhere; what came from a link does not go back to another gateway on that link. So two nodes
