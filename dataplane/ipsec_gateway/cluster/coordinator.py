@@ -294,7 +294,7 @@ class Cluster:
     def _own(self) -> None:
         """What we tell of what we hold."""
         held = {t.key: t for t in self.source.tunnels if t.key in self.held}
-        self._owned = {key: _remote_subnets(tunnel) for key, tunnel in held.items()}
+        self._owned = {key: remote_subnets(tunnel) for key, tunnel in held.items()}
         self._use = frozenset(key for key, tunnel in held.items() if _tolerant(tunnel))
         self._digest = digest_of({**self._owned, "use": tuple(self._use)})
 
@@ -377,7 +377,7 @@ def _claim_of(tunnel: TunnelConfig) -> Claim:
     )
 
 
-def _remote_subnets(tunnel: TunnelConfig) -> tuple[str, ...]:
+def remote_subnets(tunnel: TunnelConfig) -> tuple[str, ...]:
     """What other nodes send to the owner: of translated networks what our side sees."""
     mapped = [(ip_network(m.original), m.mapped) for m in tunnel.mappings if m.side == "remote"]
     subnets: set[str] = set()

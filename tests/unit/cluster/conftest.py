@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -69,3 +70,11 @@ def secret() -> Callable[[TunnelConfig], dict[str, Any]]:
         }
 
     return make
+
+
+@pytest.fixture
+def unused_port() -> int:
+    """A TCP port that nobody uses at the addresses of these tests."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.11.1", 0))
+        return int(probe.getsockname()[1])
