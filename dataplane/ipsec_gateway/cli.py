@@ -174,7 +174,7 @@ class _Address(click.ParamType[tuple[str, int]]):
     default=marks.DEFAULT.table,
     envvar="KUBE_IPSEC_TABLES",
     show_default=True,
-    help="The first of the gateway's two routing tables; its rules are numbered from one less.",
+    help="The first of the gateway's three routing tables; its rules are numbered from one less.",
 )
 @click.option(
     "--allow-mark-conflict",

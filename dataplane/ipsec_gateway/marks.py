@@ -11,7 +11,7 @@ guard    it must not leave in clear text (``level: require`` and ``unique``, act
 bypass   our own IKE and ESP, and what the gateway sends that no policy matches: routed as usual
 =======  ====================================================================================
 
-Tables and rules. ``--tables N`` (4500) gives the tables N and N + 1, and rules of these priorities:
+Tables and rules. ``--tables N`` (4500) gives the tables N to N + 2, and rules of these priorities:
 
 =======  ====================================================================================
 rule     what
@@ -19,6 +19,8 @@ rule     what
 N - 1    ``to PEER fwmark bypass/bypass lookup T``: IKE and ESP to a peer with its own table
 N        ``fwmark steer/steer lookup N``: what a policy protects
 N + 1    ``iif lo fwmark 0/mask lookup N+1``: connections that have no source address yet
+N + 2,   default routes of routed policies (``interfaces``), which have the third table
+N + 3
 32800    ``fwmark 0/mask lookup N``, after all others: reverse path checks of decrypted packets
 =======  ====================================================================================
 
@@ -42,8 +44,8 @@ NFT_TABLE: Final = "kube_ipsec"
 
 #: Of the rule after all others, whatever the numbers of the tables.
 RULE_LAST: Final = 32800
-#: Priority of the look-up in the main table, before which ours must come.
-_RULE_MAIN: Final = 32766
+#: The last rule that goes with a table comes before the look-up in the main table (32766).
+_HIGHEST: Final = 32766 - 4
 #: The kernel's own tables: default, main, local.
 _RESERVED: Final = frozenset((253, 254, 255))
 
@@ -56,7 +58,7 @@ class BadNumbers(ValueError):
 class Numbers:
     """Mark bits and tables of one gateway. Raises BadNumbers.
 
-    ``mask`` has the three bits, ``table`` is the first of the two tables. ``shared`` allows bits
+    ``mask`` has the three bits, ``table`` is the first of the three tables. ``shared`` allows bits
     that others are known to use, for nodes where they do not run.
     """
 
@@ -75,10 +77,10 @@ class Numbers:
                 f"{self.mask:#x} has bits of {found}: take others, such as 0x70, or allow it where"
                 " that does not run (--allow-mark-conflict)"
             )
-        if not 2 <= self.table <= _RULE_MAIN - 2 or {self.table, self.table + 1} & _RESERVED:
+        if not 2 <= self.table <= _HIGHEST or set(range(self.table, self.table + 3)) & _RESERVED:
             raise BadNumbers(
                 f"tables from {self.table} on cannot be the gateway's: their number is the priority"
-                f" of their rule, too, so take 2 to {_RULE_MAIN - 2}, and not 253 to 255, which are"
+                f" of their rule, too, so take 2 to {_HIGHEST}, and not 251 to 255: 253 to 255 are"
                 " the kernel's"
             )
 
@@ -109,7 +111,7 @@ class Numbers:
 
     @property
     def tables(self) -> tuple[int, int]:
-        """Both."""
+        """Of what policies protect: both."""
         return self.table, self.table_source
 
     @property
