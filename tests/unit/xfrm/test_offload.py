@@ -103,7 +103,7 @@ def test_who_wants_a_card_gets_no_software() -> None:
         install(kernel, Offload.CRYPTO)
     assert kernel.said == [("NEWSA", True)]
     kernel = Kernel()
-    with pytest.raises(DataplaneError, match=r"192\.0\.2\.2 cannot compute ESP .*set hwOffload: Auto"):
+    with pytest.raises(DataplaneError, match=r"cannot compute ESP .*set hwOffload: Auto"):
         install(kernel, Offload.CRYPTO)
     assert kernel.said == [("NEWSA", True), ("GETSA", False), ("DELSA", False)]
 
