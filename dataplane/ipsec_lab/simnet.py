@@ -122,7 +122,7 @@ def _judge(world: World) -> None:
     before = world.stats["ESP"]
     world.ping_all()
     world.run_until(world.now + 1.0)
-    sent = 2 * world.profile.children
+    sent = sum(len(node.config.children) for node in (left, right))
     if world.stats["ESP"] - before < sent:
         raise Broken(f"of {sent} last packets {world.stats['ESP'] - before} arrived")
 

@@ -22,6 +22,7 @@ from ipsec_ike.config import (
     PeerConfig,
     Retransmission,
     Start,
+    TemplateConfig,
 )
 from ipsec_ike.identity import Identity
 from ipsec_ike.numbers import Encr, Esn, Group, Prf, Protocol, TransformType
@@ -69,6 +70,8 @@ class Profile:
     dpd: float
     active: float
     commands: int
+    #: The end that never initiates has no children, but a template for what it is asked.
+    templates: bool
 
     @property
     def gentle(self) -> bool:
@@ -100,6 +103,7 @@ class Profile:
         """The configuration of ``node``: its one peer, the other end."""
         other = RIGHT if node == LEFT else LEFT
         behind_nat = self.nat and other == LEFT
+        asked = self.templates and node == RIGHT
         networks = PUBLIC if behind_nat else (self.address(other),)
         paths = () if behind_nat else (Path(self.address(node), self.address(other)),)
         groups: tuple[Transform, ...] = (_X25519,)
@@ -113,9 +117,13 @@ class Profile:
                     local_id=Identity.fqdn(f"{node}.example"),
                     remote_id=Identity.fqdn(f"{other}.example"),
                     psk=_PSK,
+                    templates=("any",) if asked else (),
                 ),
             ),
-            children=tuple(self._child(node, number) for number in range(self.children)),
+            children=()
+            if asked
+            else tuple(self._child(node, number) for number in range(self.children)),
+            templates=(self._template(node),) if asked else (),
             ike_proposals=(Proposal(Protocol.IKE, (_AES_GCM, _PRF, *groups)),),
             paths=paths,
             remote_networks=tuple(ipaddress.ip_network(text) for text in networks),
@@ -146,6 +154,18 @@ class Profile:
             start=Start.ON_TRAFFIC if self.on_traffic else Start.NOW,
         )
 
+    def _template(self, node: str) -> TemplateConfig:
+        """Whatever the other end asks for within its site and this one."""
+        child = self._child(node, 0)
+        return TemplateConfig(
+            name="any",
+            local_ts=(TrafficSelector.network("10.2.0.0/16"),),
+            remote_ts=(TrafficSelector.network("10.1.0.0/16"),),
+            proposals=child.proposals,
+            reqids=(1000, 2000),
+            lifetime=child.lifetime,
+        )
+
     def _networks(self, prefix: str) -> tuple[TrafficSelector, ...]:
         """Many selectors make messages that need fragments."""
         if not self.small_fragments:
@@ -159,7 +179,7 @@ def draw(seed: int) -> Profile:
     rough = rng.random() < 0.6
     nat = rng.random() < 0.35
     loss = rng.choice((0.0, 0.02, 0.1)) if not rough else rng.choice((0.0, 0.1, 0.3, 0.5))
-    return Profile(
+    profile = Profile(
         seed=seed,
         weather=Weather(
             loss=loss,
@@ -186,7 +206,11 @@ def draw(seed: int) -> Profile:
         dpd=rng.choice((5.0, 10.0, 20.0)),
         active=rng.uniform(40.0, 90.0),
         commands=rng.randint(2, 14),
+        templates=False,
     )
+    # Drawn last, so that the other half of the seeds is what it was before there were templates.
+    possible = not profile.twofold and not profile.on_traffic
+    return replace(profile, templates=possible and rng.random() < 0.5)
 
 
 def calm(**changes: Any) -> Profile:
@@ -212,6 +236,7 @@ def calm(**changes: Any) -> Profile:
         dpd=10.0,
         active=60.0,
         commands=0,
+        templates=False,
     )
     return replace(plain, **changes)
 
