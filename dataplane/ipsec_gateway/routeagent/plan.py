@@ -13,7 +13,7 @@ any other node                 ``via`` it ``dev`` our VXLAN device, ``onlink``
 nobody                         ``unreachable``, unless all its policies tolerate clear text
 =============================  =================================================================
 
-The VXLAN device learns nothing and has no address but the IPv4 dummy address (RFC 7600 section 4.8),
+The VXLAN device learns nothing and has no address but the IPv4 dummy address (RFC 7600 4.8),
 without which reverse path checks would refuse all that comes by it. Its MAC address follows from
 the name of the node, so that everybody knows everybody's; a next hop is the node address of the
 gateway (or, where that is of the other IP version, the link-local address of that MAC address),
