@@ -19,7 +19,7 @@ import logging
 import os
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -53,7 +53,8 @@ from ipsec_gateway.sizes import Sized, Sizes
 from ipsec_gateway.sources.directory import Files
 from ipsec_gateway.status import StatusBoard
 from ipsec_gateway.statusfiles import FileStatusSink
-from ipsec_gateway.steering import Steering, device_mtu, local_addresses, local_interfaces
+from ipsec_gateway.steering import Steering, device_mtu
+from ipsec_gateway.survey import Survey
 from ipsec_gateway.tools import ToolError
 from ipsec_gateway.udp import IKE_PORT, IkeSockets
 from ipsec_ike.engine import Engine
@@ -157,6 +158,7 @@ class Gateway:
             Steering(options.device, numbers=options.numbers) if steered else None
         )
         self._links: Final = Links(options.numbers, used=options.kernel)
+        self._survey: Final = Survey(options, self._resolver, self._links, self.pump)
         self._sizes: Final = Sizes()
         self._sized = Sized({}, {})
         self._sizes_due = 0.0
@@ -176,8 +178,6 @@ class Gateway:
         self._stop: Final = asyncio.Event()
         self._failure: BaseException | None = None
         self._ready = False
-        #: Whether some peer comes to us, from an address that is known once it has.
-        self._has_passive = False
         #: Whether statuses of objects that went away while nobody looked are deleted.
         self._swept = False
         self._told: set[str] = set()
@@ -289,22 +289,7 @@ class Gateway:
         started = self._loop.time()
         trouble: Cause | None = None
         try:
-            addresses = await local_addresses(self._options.device)
-            facts = replace(
-                await self._resolver.facts(
-                    (*in_force.tunnels, *in_force.standby),
-                    addresses,
-                    started,
-                    self._whereabouts(in_force),
-                ),
-                encapsulate=self._options.encapsulate,
-                abilities=self._options.abilities,
-            )
-            if any(t.local_interface for t in in_force.tunnels):
-                facts = replace(facts, interfaces=await local_interfaces(self._options.device))
-            if self._options.services:
-                facts = replace(facts, services=self._options.services)
-            facts = replace(facts, foreign=await self._links.foreign(in_force.tunnels))
+            facts = await self._survey.facts(in_force, started)
             wanted = self._intent
             if wanted is None or self._basis != (in_force, facts):
                 wanted = await asyncio.to_thread(intent, in_force.tunnels, facts)
@@ -315,7 +300,7 @@ class Gateway:
                 if wanted == self._intent:
                     wanted = self._intent
             if wanted.peers or wanted.policies or in_force.standby:
-                await self._apply(wanted, addresses)
+                await self._apply(wanted, facts.addresses)
             elif self._intent is None or self._intent.peers or self._intent.policies:
                 await self._withdraw()
             self._intent, self._basis = wanted, (in_force, facts)
@@ -397,19 +382,6 @@ class Gateway:
         self._changed.set()
         if self._options.kernel:
             self._wake_up()
-
-    def _whereabouts(self, in_force: InForce) -> dict[str, str]:
-        """The addresses of peers that come to us and whose way there matters, by their keys."""
-        waiting = {
-            t.key
-            for t in in_force.tunnels
-            if t.passive and (self._options.kernel or t.routing_table or t.routing_mark)
-        }
-        self._has_passive = bool(waiting)
-        if not waiting:
-            return {}
-        found = {sa.peer: sa for sa in self.pump.engine.snapshot() if sa.children}
-        return {key: sa.remote.address for key, sa in found.items() if key in waiting}
 
     async def _until_gone(self, peers: set[str] | None) -> None:
         """Wait until the SAs of these peers (None: all) are deleted, for ``GOODBYE`` at most."""
@@ -506,7 +478,7 @@ class Gateway:
         if isinstance(event, ChildSaUp | ChildSaDown | PeerMoved):
             self._sizes_due = 0.0
             template = "" if isinstance(event, PeerMoved) else event.template
-            if self._here.has_use or self._has_passive or template:
+            if self._here.has_use or self._survey.has_passive or template:
                 self._wake_up()
         if isinstance(event, IkeSaDown) and event.reason in (Reason.TIMEOUT, Reason.PEER_DEAD):
             tunnels = self._in_force.tunnels if self._in_force else ()
