@@ -6,7 +6,7 @@ import pytest
 
 from ipsec_gateway.ipsec.packed import PackedSa
 from ipsec_ike.actions import SaSpec
-from ipsec_ike.config import Lifetime
+from ipsec_ike.config import Handling, Lifetime, Offload
 from ipsec_ike.identifiers import Direction
 from ipsec_ike.inputs import Endpoint
 from ipsec_ike.numbers import Encr, Integ, TransformType
@@ -30,6 +30,7 @@ def variants(spec: SaSpec) -> list[SaSpec]:
             esn=True,
             local_ts=(TrafficSelector.network("2001:db8::/48", protocol=17, start_port=53),) * 2,
             soft=Lifetime(seconds=10.5, bytes=1 << 40, packets=7, margin=0, jitter=0),
+            handling=Handling(interface=9, copy_df=False, offload=Offload.OFF, mark=0x47),
             peer="default/hq",
             child="hq",
         ),

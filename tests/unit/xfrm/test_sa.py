@@ -67,6 +67,16 @@ def test_the_direction_can_be_told_again(spec: SaSpec) -> None:
     assert (Attr.SET_MARK in values) is (spec.id.direction is Direction.OUT)
 
 
+def test_outer_packets_have_the_mark_of_their_peer() -> None:
+    def marks(spec: SaSpec) -> tuple[int, int]:
+        _, values = decoded(add_state(spec, Treatment()))
+        value, mask = values[Attr.SET_MARK], values[Attr.SET_MARK_MASK]
+        return int.from_bytes(value, "little"), int.from_bytes(mask, "little")  # type: ignore[arg-type]
+
+    assert marks(out()) == (0x40, 0x40), "the others' bits are kept"
+    assert marks(out(handling=Handling(mark=0x47))) == (0x47, 0xFFFFFFFF)
+
+
 @pytest.mark.parametrize(
     ("spec", "aligned"),
     [
