@@ -25,7 +25,7 @@ export PYTHON
 # Debian keeps ip, nft and ethtool where the PATH of other users does not look.
 export PATH := $(PATH):/usr/sbin:/sbin
 
-.PHONY: help demo test test-kernel bench lint crds lock clean
+.PHONY: help demo test test-kernel bench lint crds rootfs images lock clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -69,11 +69,31 @@ crds: $(VENV)/.project ## write anew what is generated: crds/*.yaml, docs/resour
 	$(BIN)/python -m ipsec_api.reference
 	$(BIN)/python -m ipsec_lab.chart
 
-lock: ## resolve requirements.lock anew from pyproject.toml
+# Where images go: make images REGISTRY=registry.example.org/kube-ipsec
+REGISTRY ?= ghcr.io/kube-ipsec
+VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+
+rootfs: ## assemble the images' root file systems in build/rootfs, and try them
+	@.ci/packages --need venv
+	@$(MAKE) --no-print-directory $(VENV)/.project
+	rm -rf build/rootfs
+	for part in operator gateway; do \
+	  .ci/rootfs $$part build/rootfs/$$part; \
+	  chroot build/rootfs/$$part /usr/local/bin/kube-ipsec --version; \
+	  chroot build/rootfs/$$part /usr/local/bin/kube-ipsec --self-test $$part; \
+	done
+
+images: ## build both images with docker; REGISTRY=... names where they will be pushed
+	docker build -f operator/Dockerfile -t $(REGISTRY)/operator:$(VERSION) .
+	docker build -f dataplane/Dockerfile -t $(REGISTRY)/gateway:$(VERSION) .
+
+lock: ## resolve requirements.lock, and for images requirements-runtime.lock, anew from pyproject.toml
 	$(PYTHON) -m venv build/lock
 	build/lock/bin/python -m pip --quiet --disable-pip-version-check install 'uv>=0.9,<1'
 	build/lock/bin/uv pip compile --quiet --generate-hashes --no-emit-index-url --upgrade \
 	  --group dev --python-version 3.11 pyproject.toml -o requirements.lock
+	build/lock/bin/uv pip compile --quiet --generate-hashes --no-emit-index-url --upgrade \
+	  --constraint requirements.lock --python-version 3.11 pyproject.toml -o requirements-runtime.lock
 
 clean: ## remove everything that these commands made
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

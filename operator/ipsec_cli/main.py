@@ -62,7 +62,7 @@ def cli() -> None:
 def main() -> None:
     """The console script."""
     try:
-        cli.main(prog_name="kube-ipsec", standalone_mode=False)
+        ended = cli.main(prog_name="kube-ipsec", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError:
         _end("kube-ipsec: name a command (see kube-ipsec --help)", 2)
     except click.UsageError as exc:
@@ -70,10 +70,10 @@ def main() -> None:
         _end(f"{where}: {exc.format_message()} (see {where} --help)", exc.exit_code)
     except click.ClickException as exc:
         _end(f"kube-ipsec: {exc.format_message()}", exc.exit_code)
-    except click.exceptions.Exit as exc:
-        sys.exit(exc.exit_code)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(130)
+    # Outside its own standalone mode click returns the code of an Exit instead of raising it.
+    sys.exit(ended if isinstance(ended, int) else 0)
 
 
 def _end(message: str, code: int) -> None:

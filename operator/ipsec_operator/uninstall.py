@@ -70,7 +70,8 @@ def cleaner(daemonset: Mapping[str, Any]) -> Manifest:
         "name": "done",
         "image": work["image"],
         "imagePullPolicy": work.get("imagePullPolicy", "IfNotPresent"),
-        "command": ["sleep", "infinity"],
+        # The image has no shell and no sleep.
+        "command": ["python3", "-c", "import signal; signal.pause()"],
         "securityContext": {
             "runAsUser": 65532,
             "runAsNonRoot": True,

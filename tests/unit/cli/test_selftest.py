@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from importlib import metadata
 
 import pytest
@@ -96,3 +98,16 @@ def test_the_entry_points_are_those_of_the_modules():
     found = {entry.name: entry.value for entry in metadata.entry_points(group=selftest.GROUP)}
     assert found["engine"] == "ipsec_ike.selftest:checks"
     assert found["gateway"] == "ipsec_gateway.selftest:checks"
+
+
+def test_the_program_ends_with_the_code(tmp_path):
+    # Outside click's standalone mode, in which CliRunner runs it, the code is only returned.
+    done = subprocess.run(
+        [sys.executable, "-c", "from ipsec_cli.main import main; main()", "--self-test", "gateway"],
+        env={"PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    assert "bad   nft: not installed" in done.stdout

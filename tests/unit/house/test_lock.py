@@ -49,3 +49,14 @@ def test_the_build_requirement_is_in_the_lock() -> None:
     for line in PYPROJECT["build-system"]["requires"]:
         wanted = Requirement(line)
         assert wanted.specifier.contains(PINS[canonicalize_name(wanted.name)])
+
+
+RUNTIME_LOCK = (ROOT / "requirements-runtime.lock").read_text()
+
+
+def test_images_have_the_versions_that_were_tested() -> None:
+    pins = dict(re.findall(r"^([a-z0-9.-]+)==([^ \\]+)", RUNTIME_LOCK, re.MULTILINE))
+    assert pins.items() <= PINS.items()
+    assert {canonicalize_name(Requirement(line).name) for line in RUNTIME} <= set(pins)
+    assert not {"pytest", "ruff"} & set(pins)
+    assert RUNTIME_LOCK.count("--hash=sha256:") >= len(pins)
