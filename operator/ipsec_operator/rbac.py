@@ -12,7 +12,6 @@ from typing import Final, Literal
 
 from ipsec_api.cluster import (
     GATEWAY_NAME,
-    MESH_SECRET,
     OPERATOR_LEASE,
     ROUTE_AGENT_NAME,
 )
@@ -36,7 +35,7 @@ class Right:
 _READ: Final = ("get", "list", "watch")
 
 OPERATOR: Final[tuple[Right, ...]] = (
-    Right("watched", GROUP, tuple(k.plural for k in KINDS), _READ, "the resources themselves"),
+    Right("watched", GROUP, tuple(k.plural for k in KINDS), ("list", "watch"), "the resources"),
     Right(
         "watched",
         GROUP,
@@ -46,45 +45,42 @@ OPERATOR: Final[tuple[Right, ...]] = (
     ),
     Right("watched", "", ("secrets",), _READ, "pre-shared keys and certificates"),
     Right("watched", "", ("configmaps",), _READ, "trust bundles"),
-    Right("watched", "", ("events",), ("create", "patch"), "what happened, for kubectl describe"),
-    Right("cluster", "", ("nodes",), _READ, "networks of pods and addresses of nodes"),
+    Right("watched", "", ("events",), ("create",), "what happened, for kubectl describe"),
+    Right("cluster", "", ("nodes",), ("list", "watch"), "networks of pods, addresses of nodes"),
     Right("cluster", "networking.k8s.io", ("servicecidrs",), ("list",), "networks of Services"),
+    Right("cluster", "crd.projectcalico.org", ("ippools",), ("list",), "networks of pods (Calico)"),
     Right(
         "kube-system",
         "",
         ("configmaps",),
         ("get",),
-        "networks that kubeadm was told",
-        ("kubeadm-config",),
+        "networks that kubeadm or Cilium was told",
+        ("kubeadm-config", "cilium-config"),
     ),
     Right(
         "own",
         "",
         ("secrets",),
-        (*_READ, "create", "patch", "delete"),
-        "one Secret for each tunnel",
+        ("get", "list", "watch", "create", "patch", "delete"),
+        "one Secret for each tunnel, and the mesh key",
     ),
-    Right("own", "", ("events",), ("create", "patch"), "what happened to the DaemonSets"),
-    Right("own", "coordination.k8s.io", ("leases",), _READ, "which gateways are alive"),
+    Right("own", "coordination.k8s.io", ("leases",), ("list", "watch"), "which gateways are alive"),
     Right("own", "coordination.k8s.io", ("leases",), ("create",), "the operator's own Lease"),
     Right(
         "own",
         "coordination.k8s.io",
         ("leases",),
-        ("get", "update"),
+        ("get", "patch"),
         "the operator's own Lease",
         (OPERATOR_LEASE,),
     ),
-    Right("own", "apps", ("daemonsets",), (*_READ, "create"), "gateways and route agents"),
+    Right("own", "apps", ("daemonsets",), ("list", "watch", "create"), "what it has made"),
     Right(
         "own",
         "apps",
         ("daemonsets",),
         ("patch", "delete"),
-        "gateways and route agents",
+        "gateways and route agents (server-side apply)",
         (GATEWAY_NAME, ROUTE_AGENT_NAME),
     ),
 )
-
-#: The Secret with the key of the mesh is made by the operator where the chart has made none.
-MESH_SECRET_NAME: Final = MESH_SECRET

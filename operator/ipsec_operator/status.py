@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from ipsec_api.kinds import API_VERSION
 from ipsec_api.rejection import Finding
@@ -153,3 +153,30 @@ def desired(
         "metadata": {"name": resource.key.name, "namespace": resource.key.namespace},
         "status": status,
     }
+
+
+def news(
+    before: Mapping[str, Mapping[str, Any]], found: Iterable[Verdict]
+) -> list[tuple[Literal["Normal", "Warning"], str, str]]:
+    """(type, reason, message) of the Events that a change of conditions is worth."""
+    events: list[tuple[Literal["Normal", "Warning"], str, str]] = []
+    refused = False
+    for verdict in found:
+        old = before.get(verdict.type, {})
+        if verdict.type == "Ready":
+            # What Accepted or ResolvedRefs has said already is not said twice.
+            if old.get("status") == verdict.status or refused:
+                continue
+            if verdict.status == "True":
+                events.append(("Normal", "Ready", "everything is in order"))
+            elif old.get("status") == "True" and verdict.reason not in ("Pending", "Disabled"):
+                text = f"{verdict.reason}: {verdict.message}"
+                events.append(("Warning", "NotReady", text))
+        elif verdict.status == "False":
+            refused = True
+            if (old.get("status"), old.get("reason")) != ("False", verdict.reason):
+                events.append(("Warning", verdict.reason, verdict.message))
+        elif old.get("status") == "False":
+            reason = "Accepted" if verdict.type == "Accepted" else "ReferencesResolved"
+            events.append(("Normal", reason, "what was wrong is right now"))
+    return events

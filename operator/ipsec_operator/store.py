@@ -4,7 +4,8 @@ What the watches see goes in; ``mark`` is told what there is to do: judge, sync 
 status, fetch the data of a Secret. A change is judged with what it has to do with (``graph``) and
 with nothing else, so that one change among thousands costs as much as one among ten.
 
-Of Secrets a digest is kept, and the data of those alone that a resource refers to.
+Of Secrets a digest is kept, and the data of those alone that a resource refers to; those of the
+last seconds besides, since a Secret often comes just before what refers to it.
 """
 
 from __future__ import annotations
@@ -61,6 +62,11 @@ class _Data:
     data: dict[str, bytes] | None = field(default=None, repr=False)
 
 
+#: Secrets of the last seconds that are kept besides, octets and number.
+_WARM_SIZE: Final = 4096
+_WARM: Final = 4096
+
+
 class Store:
     """The state. ``mark`` is called with what has to be done, as often as it turns up."""
 
@@ -80,6 +86,8 @@ class Store:
         self._graph = Graph()
         self._members: dict[Key, set[Key]] = {}
         self._data: dict[Key, _Data] = {}
+        #: Data that nobody refers to: new since the last ``cool``, and before that.
+        self._warm: tuple[set[Key], set[Key]] = (set(), set())
         self._refers: dict[Key, frozenset[Key]] = {}
         self._users: dict[Key, set[Key]] = {}
         self._dirty: dict[Key, None] = {}
@@ -127,10 +135,21 @@ class Store:
         found = _digest(data)
         users = self._users.get(key)
         same = old is not None and old.digest == found and (old.data is not None or not users)
-        self._data[key] = _Data(version, found, data if users else None)
+        warm = sum(map(len, data.values())) <= _WARM_SIZE and len(self._warm[0]) < _WARM
+        self._data[key] = _Data(version, found, data if users or warm else None)
+        if warm and not users:
+            self._warm[0].add(key)
         if not same:
             for unit in users or ():
                 self._soil(unit)
+
+    def cool(self) -> None:
+        """Some time has passed: let go of data that nobody has referred to since the last call."""
+        for key in self._warm[1] - self._warm[0]:
+            held = self._data.get(key)
+            if held is not None and key not in self._users:
+                held.data = None
+        self._warm = (set(), self._warm[0])
 
     def drop_data(self, key: Key) -> None:
         """A Secret or ConfigMap is gone."""
@@ -236,17 +255,14 @@ class Store:
             self._mark("tunnel", unit)
 
     def _note(self, key: Key, result: Judgement) -> None:
-        before = self.rejections.get(key), self.advice.get(key), key in self.held
-        now = result.rejections.get(key), result.advice.get(key), key in result.held
-        _set(self.rejections, key, now[0])
-        _set(self.advice, key, now[1])
-        if now[2]:
+        _set(self.rejections, key, result.rejections.get(key))
+        _set(self.advice, key, result.advice.get(key))
+        if key in result.held:
             self.held.add(key)
         else:
             self.held.discard(key)
-        if before != now or key not in self.judged:
-            self.judged.add(key)
-            self._mark("status", key)
+        self.judged.add(key)
+        self._mark("status", key)
 
     def _secrets(self, component: set[Key]) -> tuple[Secret, ...]:
         keys = {key for unit in component for key in self._refers.get(unit, ())}
