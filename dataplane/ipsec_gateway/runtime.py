@@ -46,6 +46,8 @@ from ipsec_gateway.logs import log_event
 from ipsec_gateway.marks import DEFAULT, Numbers
 from ipsec_gateway.metrics import Metrics, Scrape
 from ipsec_gateway.monitor import Monitor
+from ipsec_gateway.pathprobe.prober import Prober, subjects
+from ipsec_gateway.pathprobe.schedule import Health, Subject
 from ipsec_gateway.ports import PortConflict
 from ipsec_gateway.pump import Pump
 from ipsec_gateway.resolve import Resolver
@@ -91,6 +93,9 @@ class Companion(Protocol):
 
     def publish(self, changes: Mapping[Key, dict[str, Any] | None], in_force: InForce) -> None:
         """Statuses that changed."""
+
+    def probed(self, verdicts: Mapping[str, bool | None]) -> None:
+        """Whether each tunnel carries traffic; None: nothing that counts was measured."""
 
     def view(self) -> dict[str, Any]:
         """For /status."""
@@ -148,6 +153,8 @@ class Gateway:
         )
         self.board: Final = StatusBoard(_now)
         self.metrics: Final = Metrics(options.name)
+        self._prober: Final = Prober(options.name, self._subjects, self._probed, self._loop)
+        self.metrics.registry.register(self._prober)
         self._memory: Final = LastGood()
         self._resolver: Final = Resolver(self._wake_up, numbers=options.numbers)
         self._monitor: Final = Monitor(self._moved, self._loop)
@@ -213,6 +220,8 @@ class Gateway:
             log.info("IKE on UDP ports %s", " and ".join(map(str, self._sockets.ports)))
             work = (self._reconcile_forever(), self._follow(), self._poll(), self._write())
             tasks = [asyncio.create_task(each) for each in work]
+            if self._steering is not None:
+                tasks.append(asyncio.create_task(self._prober.run()))
             for task in tasks:
                 task.add_done_callback(self._on_done)
             await self._stop.wait()
@@ -483,6 +492,24 @@ class Gateway:
         if isinstance(event, IkeSaDown) and event.reason in (Reason.TIMEOUT, Reason.PEER_DEAD):
             tunnels = self._in_force.tunnels if self._in_force else ()
             self._resolver.doubt(a for t in tunnels if t.key == event.peer for a in t.addresses)
+
+    def _subjects(self) -> tuple[list[Subject], dict[str, str]]:
+        """Whom to probe. A cluster has to know which gateway is able to, so unasked, too."""
+        if self._in_force is None or self._basis is None:
+            return [], {}
+        return subjects(
+            self._in_force.tunnels,
+            self._basis[1].addresses,
+            self.board.up(),
+            self._sized.mtus,
+            unasked=self._companion is not None,
+        )
+
+    def _probed(self, health: Mapping[str, Health]) -> None:
+        self.board.probed(health)
+        self._changed.set()
+        if self._companion is not None:
+            self._companion.probed({peer: each.ok for peer, each in health.items()})
 
     async def _poll(self) -> None:
         while True:

@@ -1,7 +1,7 @@
 """The status of each object, as conditions with cause and remedy (kubernetes-peers.md 5d).
 
-``Healthy`` is not among them: it needs the probe, which is not built yet, and a condition that
-nobody measures would be a lie. ``Ready`` is the conjunction of the others.
+``Healthy`` is there only while the probe measures something: a condition that nobody measures
+would be a lie. ``Ready`` is the conjunction of the others.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from ipsec_api.conditions import Condition, set_condition
 from ipsec_api.modeconfig import ModeConfigStatus
-from ipsec_api.peer_status import ChildSaCount, IPsecPeerStatus, NatDetected
+from ipsec_api.peer_status import ChildSaCount, IPsecPeerStatus, LastProbe, NatDetected
 from ipsec_api.policy import GeneratedPolicy, IPsecPolicyStatus
 from ipsec_api.rejection import Finding
 from ipsec_api.rules import SpecModel
@@ -23,6 +23,7 @@ from ipsec_gateway.dynamic import Generated
 from ipsec_gateway.entries import entry_name
 from ipsec_gateway.intent import ChildOwner, Intent, Problem
 from ipsec_gateway.lastgood import InForce, Key
+from ipsec_gateway.pathprobe.schedule import Health
 from ipsec_ike.events import Event
 
 #: Longest message of a condition that we write; the schema allows more.
@@ -76,6 +77,8 @@ class StatusBoard:
         self._dirty: set[Key] = set()
         self._trouble: Cause | None = None
         self._mtus: Mapping[str, int] = {}
+        self._health: Mapping[str, Health] = {}
+        self._probes: dict[str, LastProbe] = {}
         #: What peers have from templates, by (peer, template).
         self._generated: dict[tuple[str, str], list[Generated]] = {}
 
@@ -113,6 +116,19 @@ class StatusBoard:
             if any(found.get(use) != self._generated.get(use) for use in uses):
                 self._dirty.add(key)
         self._generated = found
+
+    def probed(self, health: Mapping[str, Health]) -> None:
+        """What the probes have found out, told when a verdict changes and once in a while."""
+        for peer, each in health.items():
+            if each.rtt is not None:
+                self._probes[peer] = LastProbe(
+                    rtt=_rounded(each.rtt), loss=each.loss, time=self._clock()
+                )
+        self._health = health
+        self._probes = {peer: each for peer, each in self._probes.items() if peer in health}
+        for peer in health:
+            namespace, _, name = peer.partition("/")
+            self._dirty.add(Key("IPsecPeer", namespace, name))
 
     def event(self, event: Event) -> None:
         """Something happened to a peer."""
@@ -179,6 +195,7 @@ class StatusBoard:
         else:
             verdicts.append(self._programmed(key, in_force=tunnel is not None))
             verdicts.append(_established(tunnel, state, expected))
+            verdicts += _healthy(self._health.get(name))
         up = state.up
         return IPsecPeerStatus(
             observed_generation=generation,
@@ -189,6 +206,7 @@ class StatusBoard:
             ike_version="IKEv2" if up else None,
             cipher_suite=state.suite if up else None,
             established_at=state.since or None,
+            last_probe=self._probes.get(name) if up else None,
             effectiveMTU=self._mtu(name, tunnel) if up else None,
             childSAs=ChildSaCount(
                 installed=state.installed, expected=len(expected) + state.generated
@@ -294,7 +312,7 @@ class StatusBoard:
         return _Verdict("Programmed", "True", "Programmed")
 
     def _set(self, key: Key, verdicts: list[_Verdict], generation: int) -> tuple[Condition, ...]:
-        failed = next((v for v in verdicts if v.status != "True"), None)
+        failed = next((v for v in verdicts if v.status == "False"), None)
         ready = (
             _Verdict("Ready", "True", "Ready")
             if failed is None
@@ -399,6 +417,20 @@ def _shown(each: Generated) -> GeneratedPolicy:
         local=tuple(map(str, each.local[:_SHOWN])),
         remote=tuple(map(str, each.remote[:_SHOWN])),
     )
+
+
+def _healthy(health: Health | None) -> list[_Verdict]:
+    if health is None or (health.ok is None and not health.reason):
+        return []
+    if health.ok is None:
+        return [_Verdict("Healthy", "Unknown", health.reason, health.message)]
+    return [_Verdict("Healthy", str(health.ok), health.reason, health.message)]
+
+
+def _rounded(seconds: float) -> str:
+    """Two digits, so that noise is no change."""
+    milliseconds = float(f"{seconds * 1000:.2g}")
+    return f"{milliseconds:g}ms"
 
 
 def _finding(finding: Finding) -> str:

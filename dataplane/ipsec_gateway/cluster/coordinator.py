@@ -21,6 +21,7 @@ from ipsec_api.ownership import DEFAULT_GROUP, Assignment, Wish
 from ipsec_api.tunnel import TunnelConfig
 from ipsec_gateway.cluster.api import Api
 from ipsec_gateway.cluster.apistatus import ApiStatusSink
+from ipsec_gateway.cluster.giveup import GiveUp
 from ipsec_gateway.cluster.leases import Leases, Mine
 from ipsec_gateway.cluster.membership import Claim, Decision, LeaseFacts, Membership
 from ipsec_gateway.cluster.memory import Memory
@@ -104,6 +105,8 @@ class Cluster:
         self._tick: Final = asyncio.Event()
         self._keep_due = False
         self._drained = False
+        self._giveup: Final = GiveUp()
+        self._verdicts: dict[str, bool | None] = {}
         self._published: dict[Key, tuple[str, dict[str, Any]]] = {}
         self._uids: dict[Key, str] = {}
         #: Wall-clock time of the last take-over of each peer that we hold.
@@ -153,6 +156,15 @@ class Cluster:
         if peer in self.failovers:
             found["lastFailover"] = self.failovers[peer]
         return found
+
+    def probed(self, verdicts: Mapping[str, bool | None]) -> None:
+        """What the probes of our peers have come to; None: nothing that counts."""
+        self._verdicts = {peer: ok for peer, ok in verdicts.items() if peer in self.held}
+        self._tire()
+
+    def _tire(self) -> None:
+        ours = {peer: ok for peer, ok in self._verdicts.items() if peer in self.held}
+        self.give_up(self._giveup.update(ours, self._claims, self._now()))
 
     def give_up(self, peers: frozenset[str]) -> None:
         """We cannot forward for exactly these, of those that we hold or have held."""
@@ -234,6 +246,7 @@ class Cluster:
             self._decide()
             if self._now() >= beat:
                 beat = self._now() + 1.0
+                self._tire()
                 self._memory.alive(self._held(), drained=self._drained)
                 if self._keep_due:
                     self._keep_due = False
