@@ -155,6 +155,25 @@ class InteropRig:
         )
         return [manifests.secret("west-psk", psk), *(policies or [one]), peer]
 
+    def template_documents(
+        self, how: str = "port-strict", *, near: str = "10.1.0.0/16", far: str = "10.2.0.0/16"
+    ) -> list[Document]:
+        """Our manifests for road warriors: a passive peer that anybody with the secret may be, and
+        a template from ``near`` to ``far``. ``how`` is ``generatePolicy``."""
+        pattern = manifests.policy(
+            "pool", peer_name=PEER, selectors=[(near, far)], proposal=GCM.proposal
+        )
+        del pattern["spec"]["peerRef"]
+        pattern["spec"] |= {"template": True, "group": "warriors"}
+        authentication = {
+            "method": "preSharedKey",
+            "secretRef": {"name": "west-psk"},
+            "remoteID": {"type": "ignore"},
+            "generatePolicy": how,
+            "policyTemplateGroup": "warriors",
+        }
+        return self.documents(policies=[pattern], authentication=authentication, passive=True)
+
     def connection(
         self,
         *,

@@ -222,8 +222,9 @@ async def connect(a: End, b: End, *, spi: int = 0x1000, policy: Any = None, **mo
 
 
 @contextlib.asynccontextmanager
-async def wire(end: End) -> AsyncIterator[list[int]]:
+async def wire(end: End, whole: list[bytes] | None = None) -> AsyncIterator[list[int]]:
     """IP protocols of the packets that the end puts on the wire, but for what IPv6 itself says.
+    ``whole`` gets the packets.
 
     What comes in is no proof of anything: the kernel shows it once more after decryption.
     """
@@ -242,6 +243,8 @@ async def wire(end: End) -> AsyncIterator[list[int]]:
         # Neighbor Discovery, and reports of multicast listeners behind a hop-by-hop header.
         if number and (number != 58 or data[40] < 133):
             seen.append(number)
+            if whole is not None:
+                whole.append(data)
 
     loop.add_reader(sock, readable)
     try:

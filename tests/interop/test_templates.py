@@ -8,28 +8,6 @@ from ipsec_lab.netns import LabError
 from ipsec_lab.strongswan import Child
 from ipsec_lab.traffic import ping
 
-#: What road warriors may have.
-NEAR, FAR = "10.1.0.0/16", "10.2.0.0/16"
-
-
-def documents(rig: InteropRig, how: str = "port-strict", **template):
-    """A passive peer that anybody may be, and one template."""
-    authentication = {
-        "method": "preSharedKey",
-        "secretRef": {"name": "west-psk"},
-        "remoteID": {"type": "ignore"},
-        "generatePolicy": how,
-        "policyTemplateGroup": "warriors",
-    }
-    pattern = manifests.policy(
-        "pool", peer_name="none", selectors=[(NEAR, FAR)], proposal=GCM.proposal
-    )
-    spec = pattern["spec"] | {"template": True, "group": "warriors"} | template
-    spec.pop("peerRef")
-    pattern["spec"] = spec
-    peer = {"authentication": authentication, "passive": True}
-    return rig.documents(policies=[pattern], **peer)
-
 
 def warrior(rig: InteropRig, number: int = 0, lan: int = 0, **child):
     """A connection of a road warrior with an identity of its own."""
@@ -64,7 +42,7 @@ def test_a_road_warrior(rig: InteropRig):
     """Traffic as with a policy, also over rekeys; in clear text neither before nor after."""
     top = rig.topology
     rig.start_theirs(warrior(rig))
-    rig.start_ours(documents(rig))
+    rig.start_ours(rig.template_documents())
     has(rig)
     assert state(rig)["state"] == "Template"
     assert not answered(rig)
@@ -107,7 +85,7 @@ def replaced(sas, old_spi):
 def test_road_warriors_do_not_take_from_each_other(rig: InteropRig):
     thief = warrior(rig, 2, name="theft", local_ts=("10.2.0.0/25",))
     rig.start_theirs(warrior(rig, 0), warrior(rig, 1, lan=2), thief)
-    rig.start_ours(documents(rig))
+    rig.start_ours(rig.template_documents())
     for number in (0, 1):
         rig.charon.initiate(child=f"{CHILD}{number}")
     has(rig, "10.2.0.0/24", "10.2.1.0/24")
@@ -131,7 +109,7 @@ def test_a_road_warrior_comes_back_without_a_word(rig: InteropRig):
     """Killed, and anew with the same identity: it replaces its own."""
     connection = warrior(rig)
     rig.start_theirs(connection)
-    rig.start_ours(documents(rig))
+    rig.start_ours(rig.template_documents())
     rig.charon.initiate(child=f"{CHILD}0")
     has(rig, "10.2.0.0/24")
     rig.charon.kill()
@@ -144,7 +122,7 @@ def test_a_road_warrior_comes_back_without_a_word(rig: InteropRig):
 
 
 def test_without_the_template_nothing_is_left(rig: InteropRig, left):
-    everything = documents(rig)
+    everything = rig.template_documents()
     pattern = next(d for d in everything if d["kind"] == "IPsecPolicy")
     rig.start_theirs(warrior(rig))
     rig.start_ours(everything)
@@ -164,7 +142,7 @@ def test_ports(rig: InteropRig, how, installed):
     """charon asks for one port; with port-override we carry all of the protocol."""
     child = {"local_ts": ("10.2.0.0/24[tcp]",), "remote_ts": ("10.1.0.0/24[tcp/80]",)}
     rig.start_theirs(warrior(rig, **child))
-    rig.start_ours(documents(rig, how))
+    rig.start_ours(rig.template_documents(how))
     rig.charon.initiate(child=f"{CHILD}0")
     rig.gateway.wait(lambda: bool(state(rig).get("generated")), "something is given")
     (given,) = state(rig)["generated"]

@@ -151,9 +151,36 @@ def test_a_bundle_of_esp_and_ah(play: Callable[..., None]) -> None:
         await a.backend.add_sa(back[1])
         await b.backend.add_sa(forth[1])
         await b.backend.add_sa(back[0])
-        async with wire(a) as seen:
+        whole: list[bytes] = []
+        async with wire(a, whole) as seen:
             assert await a.ping("10.2.0.1")
         assert seen == [51]
+        # IP without options, AH (RFC 4302 2) with an ICV of 16 octets, then ESP: each with its SPI.
+        (packet,) = whole
+        assert packet[0] == 0x45
+        ah, esp = packet[20 : 20 + 28], packet[20 + 28 :]
+        assert (ah[0], int.from_bytes(ah[4:8])) == (50, 0x2000)
+        assert int.from_bytes(esp[:4]) == 0x1000
+        # Both ends count it in both of their SAs.
+        for end in (a, b):
+            counters = await end.backend.counters()
+            assert sorted(c.packets for c in counters.values()) == [1, 1, 1, 1]
+
+    play(body)
+
+
+def test_a_bundle_lets_nothing_pass_that_lacks_a_part(play: Callable[..., None]) -> None:
+    async def body(a: End, b: End) -> None:
+        both = {"policy": {"protocols": (Protocol.ESP, Protocol.AH)}}
+        await connect(a, b, **both)
+        async with wire(a) as seen:
+            assert not await a.ping("10.2.0.1")
+        assert seen == []
+        # With ESP alone on one side, the other does not take it.
+        await a.backend.put_policies(policies(), ())
+        async with wire(a) as seen:
+            assert not await a.ping("10.2.0.1")
+        assert seen == [50]
 
     play(body)
 
