@@ -184,7 +184,11 @@ def intent(tunnels: Iterable[TunnelConfig], facts: Facts) -> Intent:
         translations.extend(found)
     translated = frozenset(PolicyId(PolicyDirection.OUT, *wire_selectors(t)) for t in translations)
     carriers = interfaces.routed(
-        guarded, foreign=facts.foreign, abilities=facts.abilities, resolved=facts.resolved
+        guarded,
+        foreign=facts.foreign,
+        abilities=facts.abilities,
+        resolved=facts.resolved,
+        live=facts.live,
     )
     problems += [Problem(*each) for each in carriers.problems]
     entries = [

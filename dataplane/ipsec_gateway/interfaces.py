@@ -32,6 +32,7 @@ from ipsec_gateway.classify import Network
 from ipsec_gateway.ipsec.abilities import Abilities
 from ipsec_gateway.ipsec.mtu import INITIAL, MINIMUM
 from ipsec_gateway.marks import FALLBACK_METRIC, Numbers
+from ipsec_gateway.outermarks import known_addresses
 from ipsec_ike.config import Handling, Offload
 
 #: Numbers of our interfaces have this bit set and the two above it clear.
@@ -181,9 +182,11 @@ def routed(
     *,
     foreign: frozenset[str] = frozenset(),
     abilities: Abilities | None = None,
-    resolved: Mapping[str, Sequence[str]] | None = None,
+    resolved: Mapping[str, tuple[str, ...]] | None = None,
+    live: Mapping[str, str] | None = None,
 ) -> Routed:
-    """``foreign`` are names of interfaces that are not ours, ``resolved`` addresses by name."""
+    """``foreign`` are names of interfaces that are not ours, ``resolved`` addresses by name,
+    ``live`` those of peers that have come to us."""
     asked = [(t, p) for t in tunnels for p in t.policies if p.interface is not None]
     result = Routed(allocate_if_ids(_key(policy) for _, policy in asked))
     routes: dict[str, str] = {}
@@ -207,7 +210,7 @@ def routed(
         if tunnel.notrack != "None":
             text = "notrack has no effect on what is routed: set it for peers with other policies"
             result.problems.append((policy.source, "NotTracked", text))
-        peers = {a for name in tunnel.addresses for a in (resolved or {}).get(name, (name,))}
+        peers = known_addresses(tunnel, resolved or {}, live or {})
         kept = []
         for route in wanted.routes:
             if text := _bad_route(route, peers, routes):
@@ -232,11 +235,7 @@ def _bad_route(route: str, peers: Iterable[str], taken: Mapping[str, str]) -> st
         return f"spec.interface.routes: {route} is a route of {taken[route]}: remove one of the two"
     network = ipaddress.ip_network(route)
     for peer in peers:
-        try:
-            inside = network.prefixlen and ipaddress.ip_address(peer) in network
-        except ValueError:
-            continue  # a name that nothing is known of yet
-        if inside:
+        if network.prefixlen and ipaddress.ip_address(peer) in network:
             return (
                 f"spec.interface.routes: {route} has the peer's own address {peer} in it, which the"
                 " tunnel itself is sent to: name the networks around it, or take the default route"

@@ -52,8 +52,6 @@ class Offload(Enum):
     AUTO = "auto"
     #: Cryptography, or there is no SA.
     CRYPTO = "crypto"
-    #: All of ESP, or there is no SA.
-    PACKET = "packet"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -57,7 +57,7 @@ from ipsec_gateway.ipsec.xfrm_policy import IP_PROTOCOL
 from ipsec_gateway.ipsec.xfrm_selector import kernel_selectors
 from ipsec_gateway.marks import DEFAULT
 from ipsec_ike.actions import SaSpec
-from ipsec_ike.config import Lifetime, Mode, Offload
+from ipsec_ike.config import Lifetime, Mode
 from ipsec_ike.identifiers import Direction
 from ipsec_ike.numbers import Protocol
 
@@ -103,8 +103,8 @@ class Treatment:
 def add_state(spec: SaSpec, how: Treatment, *, offload: bool = False) -> Message:
     """The message that installs ``spec``. Raises DataplaneError for what has no form there.
 
-    With ``offload`` the device on the way to the peer is to do the cryptography, or all of it if
-    the SA asks for that; the kernel finds out which device that is.
+    With ``offload`` the device on the way to the peer is to do the cryptography; the kernel finds
+    out which device that is.
     """
     outbound = spec.id.direction is Direction.OUT
     ah = spec.id.protocol == Protocol.AH
@@ -143,7 +143,7 @@ def add_state(spec: SaSpec, how: Treatment, *, offload: bool = False) -> Message
     if outbound and not spec.handling.copy_dscp:
         parts.append(word_attribute(Attr.SA_EXTRA_FLAGS, ExtraFlag.DONT_ENCAP_DSCP))
     if offload:
-        parts.append(offload_attribute(0, _offload(spec)))
+        parts.append(offload_attribute(0, 0 if outbound else OffloadFlag.INBOUND))
     if outbound and spec.handling.mark:
         parts.append(set_mark_attributes(spec.handling.mark, 0xFFFFFFFF))
     elif outbound and how.output_mark is not None:
@@ -160,11 +160,6 @@ def _window(spec: SaSpec, outbound: bool, how: Treatment) -> int:
     if not outbound:
         return max(spec.replay_window, 1) if spec.esn else spec.replay_window
     return 1 if spec.esn and not how.directions else 0
-
-
-def _offload(spec: SaSpec) -> int:
-    flags = 0 if spec.id.direction is Direction.OUT else OffloadFlag.INBOUND
-    return flags | (OffloadFlag.PACKET if spec.handling.offload is Offload.PACKET else 0)
 
 
 def _flags(spec: SaSpec, outbound: bool) -> int:

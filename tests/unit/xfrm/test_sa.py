@@ -13,7 +13,7 @@ from ipsec_gateway.ipsec.xfrm_messages import Installed, Message, State, raw_key
 from ipsec_gateway.ipsec.xfrm_numbers import INFINITE, Attr, Msg, StateFlag
 from ipsec_gateway.ipsec.xfrm_sa import JUMP, Treatment, add_state, direction_of, repeat_state
 from ipsec_ike.actions import SaSpec
-from ipsec_ike.config import Handling, Lifetime, Mode, Offload
+from ipsec_ike.config import Handling, Lifetime, Mode
 from ipsec_ike.identifiers import Direction
 from ipsec_ike.numbers import Protocol
 from ipsec_ike.selectors import TrafficSelector
@@ -111,8 +111,6 @@ def test_outer_headers() -> None:
     [
         (out(), b"\0\0\0\0\0\0\0\0"),
         (inward(), b"\0\0\0\0\2\0\0\0"),
-        (out(handling=Handling(offload=Offload.PACKET)), b"\0\0\0\0\4\0\0\0"),
-        (inward(handling=Handling(offload=Offload.PACKET)), b"\0\0\0\0\6\0\0\0"),
     ],
 )
 def test_a_card_is_asked_for_its_part(spec: SaSpec, value: bytes) -> None:
