@@ -145,8 +145,10 @@ def _down(state: PeerState, event: events.IkeSaDown) -> None:
     if event.established:
         state.up = None
         state.since = ""
-        for child in state.children.values():
+        for name, child in tuple(state.children.items()):
             child.spis.clear()
+            if GENERATED in name:
+                del state.children[name]
 
 
 def _cause(reason: Reason, message: str, detail: Cause | None) -> Cause:

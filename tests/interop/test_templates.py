@@ -2,7 +2,6 @@
 
 import pytest
 
-from ipsec_lab import manifests
 from ipsec_lab.interop import CHILD, CONNECTION, GCM, PEER, InteropRig
 from ipsec_lab.netns import LabError
 from ipsec_lab.strongswan import Child
