@@ -172,9 +172,10 @@ class Picture:
         ranked: list[tuple[tuple[bool, bool, float, str], str, _Claim]] = []
         for name, gateway in self._gateways.items():
             claim = gateway.claims.get(peer)
-            if claim is None or (name != newest and gateway.heard < taken):
+            live = now - gateway.heard <= SILENCE
+            if claim is None or not (live or name == newest or gateway.heard >= taken):
                 continue
-            fresh = now - gateway.heard <= SILENCE and peer not in gateway.gives_up
+            fresh = live and peer not in gateway.gives_up
             ranked.append(((not claim.released, fresh, claim.since, name), name, claim))
         if not ranked:
             return None

@@ -291,11 +291,13 @@ class _Plan:
         if near is not None:
             address, way = near
             return Route(str(remote), "unicast", way.device, str(address), source)
+        if self._version is None:
+            self._problem("this node's address is not known: set NODE_IP or --node-ip")
+            return refused
         if self._ends.get(gateway) is None:
             self._problem(
-                f"gateway {gateway} has no address of IPv{self._version or 4} like this node"
-                f" ({', '.join(map(str, self._node.addresses)) or 'no address known'}): its peers"
-                " cannot be reached from here"
+                f"gateway {gateway} has no address of IPv{self._version} as this node has"
+                f" ({self._node.addresses[0]}): its peers cannot be reached from here"
             )
             return refused
         hop = self._hop(gateway, remote.version)
@@ -334,7 +336,6 @@ class _Plan:
 
     def _vxlan(self) -> Vxlan | None:
         if self._version is None:
-            self._problem("this node's address is not known: set NODE_IP or --node-ip")
             return None
         own = self._node.addresses[0]
         it = self._settings

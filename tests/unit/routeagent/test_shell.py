@@ -1,0 +1,231 @@
+"""Leases, streams, memory and the command line, with real sockets on the loopback."""
+
+import asyncio
+import contextlib
+import ipaddress
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+from click.testing import CliRunner
+
+from ipsec_api.cluster import ADDRESSES_ANNOTATION
+from ipsec_gateway.cluster import meshline
+from ipsec_gateway.routeagent.cli import route_agent
+from ipsec_gateway.routeagent.leases import Api, Leases, NoCluster, parse
+from ipsec_gateway.routeagent.memory import Memory, checks_of, gateways_of
+from ipsec_gateway.routeagent.metrics import Metrics, Scrape
+from ipsec_gateway.routeagent.streams import Streams
+
+IP = ipaddress.ip_address
+KEY = bytes(range(32))
+SILENT = meshline.Line("g1", "a1", 1, digest="d")
+
+
+def lease(name: str, addresses: str | None = None) -> dict[str, object]:
+    notes = {} if addresses is None else {ADDRESSES_ANNOTATION: addresses}
+    return {"metadata": {"name": name, "annotations": notes}}
+
+
+def test_leases_name_gateways_and_their_addresses():
+    items = [
+        lease("kube-ipsec-gateway-n1", "192.0.2.1,2001:db8::1"),
+        lease("kube-ipsec-gateway-n2", "nonsense, 192.0.2.2"),
+        lease("kube-ipsec-gateway-n3"),
+        lease("kube-ipsec-operator"),
+        {},
+    ]
+    assert parse({"items": items}) == {
+        "n1": (IP("192.0.2.1"), IP("2001:db8::1")),
+        "n2": (IP("192.0.2.2"),),
+        "n3": (),
+    }
+    assert parse({}) == {}
+
+
+def test_the_api_server_is_that_of_the_pod(tmp_path):
+    with pytest.raises(NoCluster, match="--gateway"):
+        Api.of_pod({}, tmp_path)
+    (tmp_path / "token").write_text("t")
+    env = {"KUBERNETES_SERVICE_HOST": "fd00::1", "KUBERNETES_SERVICE_PORT": "6443"}
+    assert Api.of_pod(env, tmp_path).base == "https://[fd00::1]:6443"
+
+
+async def serve(path: str, handler) -> tuple[web.AppRunner, int]:
+    app = web.Application()
+    app.add_routes([web.get(path, handler)])
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    return runner, runner.addresses[0][1]
+
+
+async def until(what: Callable[[], object]) -> None:
+    async with asyncio.timeout(10):
+        while not what():  # noqa: ASYNC110 - what is waited for has no event
+            await asyncio.sleep(0.01)
+
+
+def test_leases_are_listed_from_the_cache_with_the_token_of_today(tmp_path):
+    token = tmp_path / "token"
+    token.write_text("today\n")
+    asked: list[web.Request] = []
+    found: list[object] = []
+
+    async def handler(request: web.Request) -> web.Response:
+        asked.append(request)
+        if len(asked) == 1:
+            return web.Response(status=503)
+        return web.json_response({"items": [lease("kube-ipsec-gateway-n1", "192.0.2.1")]})
+
+    async def work() -> str:
+        runner, port = await serve("/apis/coordination.k8s.io/v1/namespaces/own/leases", handler)
+        leases = Leases(Api(f"http://127.0.0.1:{port}", token), "own", found.append)
+        task = asyncio.create_task(leases.run())
+        await until(lambda: leases.trouble)
+        trouble = leases.trouble
+        leases.hurry()
+        await until(lambda: found)
+        assert not leases.trouble
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        await runner.cleanup()
+        return trouble
+
+    assert asyncio.run(work()) == "HTTP status 503 for list leases"
+    assert found == [{"n1": (IP("192.0.2.1"),)}]
+    assert asked[0].headers["Authorization"] == "Bearer today"
+    assert dict(asked[0].query) == {
+        "labelSelector": "kubeipsec.dev/gateway=true",
+        "resourceVersion": "0",
+    }
+
+
+def follow(tmp_path: Path, lines: Callable[[str], list[bytes]], wait: str) -> tuple[list, Streams]:
+    """A stream of one connection; ends when there is something in ``wait``."""
+    key = tmp_path / "key"
+    key.write_bytes(KEY)
+    heard: list = []
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        nonce = meshline.request_nonce(KEY, request.headers)
+        if nonce is None:
+            return web.Response(status=403)
+        response = web.StreamResponse()
+        await response.prepare(request)
+        for line in lines(nonce):
+            await response.write(line)
+        return response
+
+    async def work() -> Streams:
+        runner, port = await serve(meshline.PATH, handler)
+        streams = Streams(key, port, heard.append)
+        streams.follow({"g1": (IP("127.0.0.1"),)})
+        await until(lambda: getattr(streams, wait) if wait else len(heard) >= 3)
+        await streams.close()
+        await runner.cleanup()
+        return streams
+
+    return heard, asyncio.run(work())
+
+
+def test_lines_are_told_and_a_stream_that_ends_is_opened_again(tmp_path):
+    line = replace(SILENT, owned={"ns/hq": ("10.9.0.0/16",)}, use=frozenset({"ns/hq"}))
+
+    def lines(nonce: str) -> list[bytes]:
+        return [meshline.encode(line, KEY, nonce)]
+
+    heard, streams = follow(tmp_path, lines, "")
+    assert streams.lines["ok"] >= 3
+    assert heard[0].gateway == "g1"
+    assert {p: [str(n) for n in nets] for p, nets in heard[0].owned.items()} == {
+        "ns/hq": ["10.9.0.0/16"]
+    }
+    assert heard[0].tolerant == {"ns/hq"}
+
+
+@pytest.mark.parametrize(
+    ("lines", "why"),
+    [
+        (lambda nonce: [b"nonsense\n"], "syntax"),
+        (lambda nonce: [meshline.encode(SILENT, bytes(32), nonce)], "mac"),
+        (lambda nonce: [meshline.encode(SILENT, KEY, "0" * 32)], "mac"),
+        (lambda nonce: [meshline.encode(replace(SILENT, gateway="g2"), KEY, nonce)], "gateway"),
+    ],
+)
+def test_what_is_not_the_gateway_s_is_not_told(tmp_path, lines, why, caplog):
+    caplog.set_level(logging.WARNING)
+    heard, streams = follow(tmp_path, lines, "troubles")
+    assert heard == []
+    assert streams.lines[why] >= 1
+    assert "not signed as ours" in caplog.text
+    assert KEY.hex() not in caplog.text
+
+
+def test_memory_is_kept_for_one_namespace_and_forgotten(tmp_path):
+    memory = Memory(tmp_path / "state")
+    assert memory.recall() == {}
+    memory.keep({"gateways": {"g1": "192.0.2.1,2001:db8::1"}, "rp_filter": {"eth0": 1}})
+    again = Memory(tmp_path / "state").recall()
+    assert gateways_of(again) == {"g1": (IP("192.0.2.1"), IP("2001:db8::1"))}
+    assert checks_of(again) == {"eth0": 1}
+    (file,) = (tmp_path / "state").iterdir()
+    assert file.stat().st_mode & 0o777 == 0o600
+    file.write_text("[1")
+    assert memory.recall() == {}
+    memory.forget()
+    assert not list((tmp_path / "state").iterdir())
+
+
+@pytest.mark.parametrize("kept", [{}, {"gateways": 1, "rp_filter": []}, {"rp_filter": {"x": "y"}}])
+def test_any_memory_is_survived(kept):
+    assert gateways_of(kept) == {}
+    assert checks_of(kept) == {}
+
+
+def test_metrics_have_every_way():
+    metrics = Metrics()
+    metrics.scrape = Scrape({"vxlan": 2}, {"g1": True}, {"ok": 5}, 7, 1, 0)
+    text = metrics.render().decode()
+    assert 'ipsec_route_agent_peers{way="vxlan"} 2.0' in text
+    assert 'ipsec_route_agent_peers{way="none"} 0.0' in text
+    assert 'ipsec_route_agent_gateway_heard{gateway="g1"} 1.0' in text
+    assert "ipsec_route_agent_writes_total 7.0" in text
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "says"),
+    [
+        ((), 2, "NODE_NAME"),
+        (("--node-name", "w", "--table", "254"), 2, "254 is the kernel's"),
+        (("--node-name", "w", "--mark-bits", "xyz"), 2, "no mask of 32 bits"),
+        (("--node-name", "w", "--gateway", "g1"), 2, "is not NODE=ADDR"),
+        (("--node-name", "w", "--node-ip", "1.2.3"), 2, "is not a list of IP addresses"),
+        (("--node-name", "w", "--exclude", "10.1.2.3/8"), 2, "10.244.0.0/16"),
+        (("--node-name", "w", "--mesh-key", "/nowhere"), 3, "/nowhere cannot be read"),
+        (("--node-name", "w", "--mesh-key", __file__), 3, "KUBERNETES_SERVICE_HOST"),
+    ],
+)
+def test_wrong_usage_is_told_with_the_remedy(options, code, says, monkeypatch):
+    for name in ("NODE_NAME", "NODE_IP", "KUBERNETES_SERVICE_HOST"):
+        monkeypatch.delenv(name, raising=False)
+    root = logging.getLogger()
+    handlers = root.handlers[:]
+    try:
+        result = CliRunner().invoke(route_agent, options)
+    finally:
+        root.handlers[:] = handlers
+    assert (result.exit_code, says in result.output) == (code, True), result.output
+
+
+def test_defaults_are_those_of_the_cluster():
+    defaults = {p.name: p.default for p in route_agent.params}
+    assert defaults["mesh_port"] == 4499
+    assert defaults["vxlan_port"] == 4499
+    assert json.dumps(defaults["table"]) == "4502"
