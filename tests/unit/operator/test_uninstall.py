@@ -13,7 +13,7 @@ from kubernetes import client
 
 from ipsec_lab import chart
 from ipsec_operator import daemonsets, uninstall
-from ipsec_operator.settings import Settings
+from ipsec_operator.settings import RouteAgentSettings, Settings
 
 SETTINGS = Settings(image="example.org/gateway:v1")
 GATEWAY = daemonsets.gateway(SETTINGS)
@@ -35,6 +35,14 @@ class TestCleaner:
             "--resume=/run/kube-ipsec",
         ]
         assert not {"lifecycle", "livenessProbe", "startupProbe", "ports"} & set(work)
+
+    def test_knows_where_things_are_however_it_was_said(self):
+        extra = ("--table", "5000", "--vni=7", "--transport", "vxlan")
+        settings = Settings(image="x", route_agent=RouteAgentSettings(extra_args=extra))
+        made = uninstall.cleaner(daemonsets.route_agent(settings))
+        (work,) = made["spec"]["template"]["spec"]["initContainers"]
+        assert work["args"][:2] == ["route-agent", "--cleanup"]
+        assert work["args"][-3:] == ["--table", "5000", "--vni=7"]
 
     def test_runs_where_the_other_ran(self):
         old, new = (d["spec"]["template"]["spec"] for d in (GATEWAY, uninstall.cleaner(GATEWAY)))
