@@ -118,15 +118,17 @@ def intent_of(*policies: PolicySpec) -> Intent:
     )
 
 
-def intent_mapped(translation: Translation) -> Intent:
-    """The intent of one translated pair, to the peer of the rig."""
-    wire = wire_selectors(translation)
-    out = PolicyId(PolicyDirection.OUT, *wire)
+def intent_mapped(*translations: Translation) -> Intent:
+    """The intent of translated pairs, to the peer of the rig."""
+    ids = [PolicyId(PolicyDirection.OUT, *wire_selectors(each)) for each in translations]
     return Intent(
-        policies=(PolicySpec(id=out, action=PolicyAction.ENCRYPT, priority=1, reqid=7),),
-        translations=(translation,),
-        translated=frozenset((out,)),
-        ends={translation.wire_remote: _ENDS[translation.wire_remote.version][1]},
+        policies=tuple(
+            PolicySpec(id=each, action=PolicyAction.ENCRYPT, priority=n, reqid=7)
+            for n, each in enumerate(dict.fromkeys(ids), start=1)
+        ),
+        translations=translations,
+        translated=frozenset(ids),
+        ends={t.wire_remote: _ENDS[t.wire_remote.version][1] for t in translations},
     )
 
 

@@ -60,6 +60,12 @@ def udp(source: str, destination: str, sport: int, dport: int, data: bytes = b"x
     return ipv4(source, destination, 17, head + data)
 
 
+def port_unreachable(packet: bytes) -> bytes:
+    """The ICMP error about a packet."""
+    error = b"\x03\x03" + bytes(6) + packet[:28]
+    return error[:2] + checksum(error).to_bytes(2, "big") + error[4:]
+
+
 def test_both_sides_use_the_same_network(rig: Rig) -> None:
     pristine = state(rig)
     rig.apply_intent(translated(BOTH))
@@ -73,9 +79,7 @@ def test_both_sides_use_the_same_network(rig: Rig) -> None:
         rig.inject(udp("10.1.0.9", "10.101.0.2", 9, 7000, b"yes"))
         assert client.recv(9) == b"yes", "the answer, from the address that was asked"
         # An ICMP error about the packet as it was on the wire finds the socket.
-        error = b"\x03\x03" + bytes(6) + packet[:28]
-        error = error[:2] + checksum(error).to_bytes(2, "big") + error[4:]
-        rig.inject(ipv4("10.1.0.9", "10.101.0.2", 1, error))
+        rig.inject(ipv4("10.1.0.9", "10.101.0.2", 1, port_unreachable(packet)))
         with pytest.raises(ConnectionRefusedError):
             client.recv(9)
     # The other side begins.
@@ -151,11 +155,15 @@ def test_source_nat_behind_one_address(rig: Rig) -> None:
     with rig.lan.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
         client.settimeout(5)
         client.bind(("10.1.0.2", 7000))
-        client.sendto(b"x", ("10.2.0.9", 9))
+        client.connect(("10.2.0.9", 9))
+        client.send(b"x")
         (packet,) = rig.tunnelled()
         assert addresses(packet) == ("10.200.0.5", "10.2.0.9")
         rig.inject(udp("10.2.0.9", "10.200.0.5", 9, int.from_bytes(packet[20:22], "big"), b"yes"))
         assert client.recvfrom(9) == (b"yes", ("10.2.0.9", 9))
+        rig.inject(ipv4("10.2.0.9", "10.200.0.5", 1, port_unreachable(packet)))
+        with pytest.raises(ConnectionRefusedError):
+            client.recv(9)
 
 
 def test_source_nat_by_connection_mark(rig: Rig) -> None:
