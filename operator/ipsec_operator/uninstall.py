@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -47,8 +47,13 @@ CLEANERS: Final = {
     GATEWAY_NAME: "kube-ipsec-cleanup-gateway",
     ROUTE_AGENT_NAME: "kube-ipsec-cleanup-route-agent",
 }
-#: Of the arguments of a container, what its clean-up takes over.
-_KEPT: Final = ("--dataplane", "--resume", "--mark-bits", "--tables")
+#: Of the arguments of a container, what its clean-up has to know, too: where things are.
+_KEPT: Final = frozenset(
+    (
+        *("--dataplane", "--resume", "--mark-bits", "--tables"),
+        *("--table", "--vni", "--vxlan-port", "--state"),
+    )
+)
 #: Seconds between looks at the API.
 _PAUSE: Final = 2.0
 _GONE, _EXISTS = 404, 409
@@ -64,8 +69,7 @@ def cleaner(daemonset: Mapping[str, Any]) -> Manifest:
     for key in ("lifecycle", "livenessProbe", "readinessProbe", "startupProbe", "ports"):
         work.pop(key, None)
     subcommand, *options = work["args"]
-    kept = [option for option in options if option.partition("=")[0] in _KEPT]
-    work["args"] = [subcommand, "--cleanup", *kept]
+    work["args"] = [subcommand, "--cleanup", *_kept(options)]
     wait: Manifest = {
         "name": "done",
         "image": work["image"],
@@ -103,6 +107,16 @@ def cleaner(daemonset: Mapping[str, Any]) -> Manifest:
             "template": {"metadata": {"labels": labels}, "spec": pod},
         },
     }
+
+
+def _kept(options: Sequence[str]) -> Iterator[str]:
+    """``--name=value`` and ``--name value`` of the options that a clean-up has to know."""
+    follows = False
+    for option in options:
+        name, equals, _ = option.partition("=")
+        if follows or name in _KEPT:
+            yield option
+        follows = name in _KEPT and not equals
 
 
 class Cluster:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 from ipsec_operator import rbac
+
+ROOT = Path(__file__).parents[2]
 
 OWN = "kube-ipsec"
 KINDS = ("ipsecpeers", "ipsecpolicies", "modeconfigs")
@@ -39,34 +44,49 @@ def test_the_operator_reads_secrets_only_where_it_watches(install, granted):
 
 
 @pytest.mark.parametrize("watched", [[], ["a", "b"]], ids=["all", "two"])
-def test_gateways_read_secrets_in_their_own_namespace_alone(watched, install, granted):
-    rights = set(granted(install(watchNamespaces=watched), "kube-ipsec-gateway"))
-    secret = {(where, verb) for where, _, resource, verb, _ in rights if resource == "secrets"}
-    assert secret == {(OWN, "get"), (OWN, "list"), (OWN, "watch")}
-
-
-@pytest.mark.parametrize("watched", [[], ["a", "b"]], ids=["all", "two"])
-def test_gateways_write_statuses_and_leases(watched, install, granted):
-    rights = set(granted(install(watchNamespaces=watched), "kube-ipsec-gateway"))
-    elsewhere = {right for right in rights if right[0] != OWN}
-    assert elsewhere == {
-        (where, "kubeipsec.dev", f"{kind}/status", "patch", "*")
-        for where in watched or ["*"]
-        for kind in KINDS
+def test_gateways_have_what_they_call_and_nothing_else(watched, install, granted):
+    """Secrets in their own namespace alone; ipsec_gateway/cluster has the calls."""
+    expected = {
+        *((OWN, "", "secrets", verb, "*") for verb in ("list", "watch")),
+        *(
+            (OWN, "coordination.k8s.io", "leases", verb, "*")
+            for verb in ("list", "watch", "create", "patch")
+        ),
+        ("*", "", "nodes", "get", "*"),
+        *(
+            (where, "kubeipsec.dev", f"{kind}/status", "patch", "*")
+            for where in watched or ["*"]
+            for kind in KINDS
+        ),
     }
-    here = {right[1:3] for right in rights if right[0] == OWN}
-    assert here == {("", "secrets"), ("coordination.k8s.io", "leases")}
+    assert set(granted(install(watchNamespaces=watched), "kube-ipsec-gateway")) == expected
 
 
-def test_route_agents_read_leases_and_nodes_and_nothing_else(install, granted):
-    assert set(granted(install(), "kube-ipsec-route-agent")) == {
-        (where, group, resource, verb, "*")
-        for where, group, resource in [
-            (OWN, "coordination.k8s.io", "leases"),
-            ("*", "", "nodes"),
-        ]
-        for verb in ("get", "list", "watch")
+def test_route_agents_list_leases_and_nothing_else(install, granted):
+    rights = set(granted(install(), "kube-ipsec-route-agent"))
+    assert rights == {(OWN, "coordination.k8s.io", "leases", "list", "*")}
+
+
+@pytest.mark.parametrize(
+    ("package", "account"), [("cluster", "gateway"), ("routeagent", "route-agent")]
+)
+def test_the_resources_in_the_code_are_those_of_the_role(package, account, install, granted):
+    """Whoever adds a call to the API is reminded of its role."""
+    folder = ROOT / "dataplane" / "ipsec_gateway" / package
+    paths = {
+        found
+        for file in folder.glob("*.py")
+        for found in re.findall(r"/apis?/[^\s\"'`]+", file.read_text())
     }
+    assert paths
+    plain = {re.sub(r"/\{[^}]*name\}", "/NAME", path) for path in paths}
+    resources = {
+        "status" if path.endswith("/status") else re.sub(r"/(\{[^}]*\}|NAME)$", "", path)
+        for path in plain
+    }
+    found = {path.rpartition("/")[2] for path in resources}
+    rights = {r for _, _, r, _, _ in granted(install(), f"kube-ipsec-{account}")}
+    assert found == {"status" if r.endswith("/status") else r for r in rights}
 
 
 def test_nobody_may_do_everything(install):
