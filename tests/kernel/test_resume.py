@@ -157,6 +157,18 @@ def test_an_sa_that_somebody_removed_is_made_anew(rig: KernelRig) -> None:
     assert "1 children without SAs in the kernel" in rig.gateway.log()
 
 
+def test_a_document_that_went_bad_meanwhile(rig: KernelRig) -> None:
+    """Its tunnel goes on with the last good version, and the status says what is wrong."""
+    before = up(rig)
+    rig.gateway.stop()
+    peer = rig.documents()[-1]
+    rig.gateway.apply(peer | {"spec": peer["spec"] | {"address": "not an address!"}})
+    rig.gateway.start()
+    rig.gateway.wait_condition(PEER, "Accepted", "False")
+    rig.exchange_traffic()
+    assert keys(rig) == before
+
+
 def test_what_is_not_wanted_any_more_goes_and_nothing_else(rig: KernelRig) -> None:
     """By a start without its documents, and by --cleanup: the peer is told, and what is foreign on
     the node is as it was."""
