@@ -36,6 +36,8 @@ Manifest = dict[str, Any]
 _GATEWAY: Final = "gateway"
 _ROUTE_AGENT: Final = "route-agent"
 _TUN: Final = "/dev/net/tun"
+#: Folder of the node with what the next route agent goes on with; gone with a boot, as its routes.
+_STATE: Final = "/run/kube-ipsec"
 
 
 def manifests(settings: Settings, services: tuple[str, ...] = ()) -> dict[str, Manifest]:
@@ -100,7 +102,9 @@ def gateway(settings: Settings, services: tuple[str, ...] = ()) -> Manifest:
 
 def route_agent(settings: Settings) -> Manifest:
     """The DaemonSet of the route agents."""
-    chosen = settings.route_agent
+    chosen, gateways, own = settings.route_agent, settings.gateway, settings.cluster_subnets
+    # Of the tables and rules from N on, gateways have N - 1 to N + 1.
+    tables = gateways.tables or ""
     container: Manifest = {
         "name": _ROUTE_AGENT,
         "image": settings.image,
@@ -110,6 +114,10 @@ def route_agent(settings: Settings) -> Manifest:
             f"--listen=:{chosen.port}",
             f"--log-format={settings.log_format}",
             f"--log-level={chosen.log_level}",
+            *([f"--mark-bits={gateways.mark_bits}"] if gateways.mark_bits else []),
+            *([f"--table={int(tables) + 2}"] if tables.isdecimal() else []),
+            # Given values alone: what is discovered changes with every node.
+            *(f"--exclude={network}" for network in (*own.pods, *own.services, *own.nodes)),
             *chosen.extra_args,
         ],
         "env": [*_environment(), *chosen.extra_env],
@@ -119,6 +127,7 @@ def route_agent(settings: Settings) -> Manifest:
         "volumeMounts": [
             _mesh_mount(),
             {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108 - a volume of this pod alone
+            {"name": "state", "mountPath": _STATE},
         ],
         "startupProbe": _probe("/healthz", "metrics", period=2, failures=60),
         "livenessProbe": _probe("/healthz", "metrics", period=10, failures=6),
@@ -127,6 +136,7 @@ def route_agent(settings: Settings) -> Manifest:
     volumes: list[Manifest] = [
         _mesh_volume(),
         {"name": "tmp", "emptyDir": {"medium": "Memory", "sizeLimit": "16Mi"}},
+        {"name": "state", "hostPath": {"path": _STATE, "type": "DirectoryOrCreate"}},
     ]
     return _daemonset(settings, chosen, _ROUTE_AGENT, container, volumes)
 
