@@ -6,6 +6,7 @@ could look across to are neighbours here:
 
 - the same address and local address (two peers that could not be told apart);
 - selectors that overlap, whether their policies are accepted or not;
+- the same name of an interface;
 - the same ModeConfig or group of templates;
 - marks of their own (few peers have any, so that all of those are neighbours).
 
@@ -24,6 +25,7 @@ from pydantic import BaseModel
 from ipsec_api.credentials import entries
 from ipsec_api.peer import IPsecPeerSpec
 from ipsec_api.policy import IPsecPolicySpec
+from ipsec_api.routed import interface_of
 from ipsec_api.scalars import is_cidr, is_ip, network
 from ipsec_api.traffic import Claim, Claims, policy_pairs, subnet_pairs
 from ipsec_api.tunnel import ObjectRef, TunnelConfig, TunnelSelector
@@ -152,7 +154,7 @@ def endpoint_of(config: TunnelConfig) -> Token:
 def interests_of(
     namespace: str,
     peer: IPsecPeerSpec | None,
-    policies: Iterable[IPsecPolicySpec],
+    policies: Iterable[tuple[ObjectRef, IPsecPolicySpec]],
     local: Iterable[str],
 ) -> Interests:
     """Of an IPsecPeer with its policies. ``local`` are the networks of the cluster."""
@@ -169,8 +171,12 @@ def interests_of(
             if entry.policy_template_group is not None:
                 tokens.add(("group", namespace, entry.policy_template_group))
         selectors |= set(subnet_pairs(peer.local_subnets or local, peer.remote_subnets or ()))
-    for spec in policies:
-        if not spec.template:
+    for ref, spec in policies:
+        interface = interface_of(ref, spec)
+        if interface is not None:
+            # What is routed takes no traffic from anybody, but its interface has a name.
+            tokens.add(("interface", interface.name))
+        elif not spec.template:
             selectors |= set(policy_pairs(spec))
     return Interests(frozenset(tokens), frozenset(selectors))
 

@@ -65,6 +65,8 @@ def checked_policy(policy: IPsecPolicy, networks: ClusterNetworks) -> Rejection 
     spec = policy.spec
     if spec.disabled or spec.template or spec.action != "encrypt" or not spec.tunnel:
         return None
+    if spec.mode == "routed":
+        return None
     where = "spec.selectors" if spec.selectors else "spec.dstAddress"
     for pair in policy_pairs(spec):
         if message := _overlap(pair.dst, networks):

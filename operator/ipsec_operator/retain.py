@@ -77,14 +77,16 @@ class Taken:
         return taken
 
     def add(self, policy: TunnelPolicy) -> None:
-        """Note the traffic of a policy."""
+        """Note the traffic of a policy; what is routed takes none."""
+        if policy.interface is not None:
+            return
         for selector in policy.selectors:
             self._claims.add(Claim(selector, _rank(policy), policy.source))
             self._ranks[selector, source(policy)] = _rank(policy)
 
     def clash(self, policy: TunnelPolicy) -> bool:
         """Somebody else has the same traffic, or some of it at the same rank."""
-        return any(
+        return policy.interface is None and any(
             held.selector == selector
             or self._ranks[held.selector, key_of(held.owner)] == _rank(policy)
             for selector in policy.selectors

@@ -316,7 +316,7 @@ class Store:
         if not documents and present is None:
             return None
         peer = next((d.spec for d in documents if isinstance(d, IPsecPeer)), None)
-        policies = [d.spec for d in documents if isinstance(d, IPsecPolicy)]
+        policies = [(d.ref, d.spec) for d in documents if isinstance(d, IPsecPolicy)]
         interests = interests_of(unit.namespace, peer, policies, self.networks.local)
         rendered = present is None or (wanted is not None and wanted.digest == present.digest)
         if rendered and not any(key in self.held for key in self._members.get(unit, ())):
@@ -326,7 +326,7 @@ class Store:
             return interests
         return Interests(
             interests.tokens | {endpoint_of(config)},
-            interests.selectors | {s for p in config.policies for s in p.selectors},
+            interests.selectors | (present.selectors() if present is not None else frozenset()),
         )
 
     def _soil(self, unit: Key) -> None:

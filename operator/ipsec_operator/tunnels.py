@@ -52,11 +52,11 @@ class Tunnel:
             return None
 
     def selectors(self) -> frozenset[TunnelSelector]:
-        """The traffic that gateways take by it."""
+        """The traffic that gateways take by it; what is routed is not taken from anybody."""
         config = self.config()
         if config is None:
             return frozenset()
-        return frozenset(s for policy in config.policies for s in policy.selectors)
+        return frozenset(s for p in config.policies if p.interface is None for s in p.selectors)
 
 
 def render(config: TunnelConfig) -> Tunnel:

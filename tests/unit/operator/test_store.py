@@ -279,6 +279,9 @@ def test_units_are_judged_as_the_whole_is(bench: Any, make: Make, seed: int) -> 
             peer["spec"]["disabled"] = True
         if rng.random() < 0.3:
             peer["spec"]["routing"] = {"routingMark": rng.choice([1, 2])}
+        if rng.random() < 0.3:
+            group = {"policyTemplateGroup": rng.choice(["a", "b", "c"])}
+            peer["spec"]["authentication"] |= {"generatePolicy": "port-strict"} | group
         items[make("key", peer)] = peer
         if rng.random() < 0.8:
             secret = make("secret", number)
@@ -293,7 +296,17 @@ def test_units_are_judged_as_the_whole_is(bench: Any, make: Make, seed: int) -> 
             priority=rng.choice([1000, 1000, 2000]),
         )
         policy["metadata"]["creationTimestamp"] = f"2026-01-{rng.randrange(1, 28):02}T00:00:00Z"
+        if rng.random() < 0.3:
+            name = rng.choice(["kx-a", "kx-b"])
+            policy["spec"] |= {"mode": "routed", "interface": {"name": name}}
         items[make("key", policy)] = policy
+    for number in range(3):
+        spec = {"template": True, "group": rng.choice(["a", "b"])}
+        spec |= {"srcAddress": "10.244.0.0/16", "dstAddress": "0.0.0.0/0"}
+        template = make(
+            "crd", "IPsecPolicy", f"template-{number}", spec | {"allowDefaultRoute": True}
+        )
+        items[make("key", template)] = template
     for step in rng.sample(sorted(items), len(items)):
         bench.put(items[step])
         if rng.random() < 0.4:
