@@ -16,7 +16,7 @@ from ipsec_gateway import plan
 from ipsec_gateway.classify import Network
 from ipsec_gateway.dynamic import extended, generated, kept
 from ipsec_gateway.handover import Handover
-from ipsec_gateway.intent import Intent
+from ipsec_gateway.intent import Address, Intent
 from ipsec_gateway.ipsec.base import (
     DataplaneError,
     IpsecBackend,
@@ -33,7 +33,7 @@ from ipsec_ike.actions import SaSpec
 
 
 class InPlace:
-    """One round of reconciling is ``begin``, ``guard``, ``put``, ``drop``, ``end``."""
+    """One round of reconciling is ``begin``, ``guard``, ``route``, ``put``, ``drop``, ``end``."""
 
     def __init__(self, pump: Pump, steering: Steering | None, handover: Handover) -> None:
         self._pump: Final = pump
@@ -46,6 +46,7 @@ class InPlace:
         #: Policies that are about to go: they are guarded until what they protect is gone.
         self._retained: tuple[PolicySpec, ...] = ()
         self._mtu: int | None = None
+        self._addresses: tuple[Address, ...] = ()
         self._measured: Mapping[int, tuple[Network, ...]] = {}
         self._guarding: Final = asyncio.Lock()
 
@@ -97,6 +98,16 @@ class InPlace:
             return frozenset()
         return frozenset(c.reqid for sa in self._pump.engine.snapshot() for c in sa.children)
 
+    async def route(self, addresses: tuple[Address, ...]) -> None:
+        """Put routes and rules in place, as ``Steering.route`` does. Raises ToolError."""
+        self._addresses = addresses
+        await self._reroute()
+
+    async def _reroute(self) -> None:
+        if self._steering is not None:
+            async with self._guarding:
+                await self._steering.route(self.wanted(), self._addresses)
+
     async def put(self, backend: IpsecBackend) -> None:
         """Bring new and changed policies to the data plane. Raises DataplaneError."""
         changes = plan.policies(self.wanted().policies, self.policies)
@@ -125,7 +136,7 @@ class InPlace:
 
     async def prepare(self, spec: SaSpec) -> None:
         """The first SA of a child is about to come: if the child is generated, its policies and the
-        guard go before. Raises DataplaneError."""
+        guard go before, and its routes where there is a device. Raises DataplaneError."""
         backend = self._pump.backend
         if backend is None or not is_generated(spec.reqid):
             return
@@ -138,6 +149,9 @@ class InPlace:
             return
         try:
             await self._renew()
+            if self._steering is not None and self._steering.device is not None:
+                # What the kernel encrypts goes its usual way.
+                await self._reroute()
         except ToolError as exc:
             raise DataplaneError(f"the guard for {spec.peer}/{spec.child}: {exc}") from exc
         await backend.put_policies(new, ())

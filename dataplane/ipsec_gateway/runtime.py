@@ -346,7 +346,7 @@ class Gateway:
         if steering is not None:
             mtu = await self._inner_mtu()
             await self._guard(mtu)
-            await steering.route(wanted, addresses)
+            await here.route(addresses)
         await here.put(backend)
         gone = set()
         if before is None or first or wanted.peers != before.peers:
@@ -360,7 +360,7 @@ class Gateway:
         if steering is not None:
             await steering.prune()
             await self._links.prune()
-            await steering.settle(wanted)
+            await steering.settle(here.wanted())
             await here.end()
         if first:
             self._wake_up()
@@ -487,7 +487,7 @@ class Gateway:
         if isinstance(event, ChildSaUp | ChildSaDown | PeerMoved):
             self._sizes_due = 0.0
             template = "" if isinstance(event, PeerMoved) else event.template
-            if self._here.has_use or self._survey.has_passive or template:
+            if self._here.has_use or template:
                 self._wake_up()
         if isinstance(event, IkeSaDown) and event.reason in (Reason.TIMEOUT, Reason.PEER_DEAD):
             tunnels = self._in_force.tunnels if self._in_force else ()

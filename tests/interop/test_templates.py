@@ -46,6 +46,8 @@ def test_a_road_warrior(rig: InteropRig):
     assert state(rig)["state"] == "Template"
     assert not answered(rig)
     rig.charon.initiate(child=f"{CHILD}0")
+    # The answer to the very first packet finds its way.
+    assert not ping(top.lan_b, top.a.host(0), count=3, interval=0.05, source=top.b.host(0)).lost
     rig.gateway.wait_condition(PEER)
     has(rig, "10.2.0.0/24")
     status = state(rig)

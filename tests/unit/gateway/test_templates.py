@@ -14,10 +14,18 @@ from ipsec_gateway.dynamic import Generated, extended, generated, kept
 from ipsec_gateway.inplace import InPlace
 from ipsec_gateway.intent import Facts, Intent, intent
 from ipsec_gateway.ipsec.abilities import USERSPACE
-from ipsec_gateway.ipsec.base import Level, PolicyAction, PolicyDirection, PolicyId, PolicySpec
+from ipsec_gateway.ipsec.base import (
+    DataplaneError,
+    Level,
+    PolicyAction,
+    PolicyDirection,
+    PolicyId,
+    PolicySpec,
+)
 from ipsec_gateway.lastgood import LastGood
 from ipsec_gateway.marks import allocate_reqids
 from ipsec_gateway.patterns import REQIDS, is_generated
+from ipsec_gateway.tools import ToolError
 from ipsec_ike.config import Mode
 from ipsec_ike.inputs import Endpoint
 from ipsec_ike.selectors import TrafficSelector
@@ -280,9 +288,26 @@ def sa_of(*children: Generated, state: str = "installed") -> Stub:
     )
 
 
-def place(engine: Engine, backend: Backend, *, first: bool = False) -> InPlace:
+class Steering:
+    """Writes down into the backend's list what it is asked for."""
+
+    def __init__(self, backend: Backend, device: str | None) -> None:
+        self.backend = backend
+        self.device = device
+
+    async def guard(self, wanted: Intent, **_: Any) -> None:
+        self.backend.said.append(("guard", [p[2] for p in outward(wanted)]))
+
+    async def route(self, wanted: Intent, addresses: Any) -> None:
+        self.backend.said.append(("route", [str(remote) for _, remote in wanted.pairs]))
+
+
+def place(
+    engine: Engine, backend: Backend, *, first: bool = False, steering: Any = None
+) -> InPlace:
     pump = Stub(engine=engine, backend=backend)
-    return InPlace(pump, None, Stub(first=first))  # type: ignore[arg-type]  # as much as it needs
+    handover = Stub(first=first)
+    return InPlace(pump, steering, handover)  # type: ignore[arg-type]  # as much as it needs
 
 
 def test_generated_children_of_a_snapshot() -> None:
@@ -305,6 +330,33 @@ def test_policies_before_the_first_sa(make) -> None:
     asyncio.run(here.prepare(spec))  # a rekey
     asyncio.run(here.prepare(Stub(reqid=REQIDS[0] - 1)))
     assert backend.said == [("put", ["10.99.0.0/24"]), ("put", ["10.99.0.5/32"])]
+
+
+@pytest.mark.parametrize("device", ["kipsec0", None])
+def test_the_guard_and_routes_come_before_policies(make, device: str | None) -> None:
+    engine, backend = Engine(), Backend()
+    here = place(engine, backend, steering=Steering(backend, device))
+    here.begin(of(make, warrior(make), template(make)))
+    engine.children = [sa_of(child())]
+    asyncio.run(here.prepare(Stub(reqid=child().reqid, peer="", child="")))
+    said = [what for what, _ in backend.said]
+    assert said == (["guard", "route", "put"] if device else ["guard", "put"])
+    assert backend.said[0][1] == ["10.99.0.5/32", "10.99.0.0/24"]
+    assert backend.said[-1][1] == ["10.99.0.5/32"]
+
+
+def test_a_guard_that_fails_is_the_end_of_the_child(make) -> None:
+    class Broken(Steering):
+        async def guard(self, wanted: Intent, **_: Any) -> None:
+            raise ToolError("nft: no")
+
+    engine, backend = Engine(), Backend()
+    here = place(engine, backend, steering=Broken(backend, None))
+    here.begin(of(make, warrior(make), template(make)))
+    engine.children = [sa_of(child())]
+    with pytest.raises(DataplaneError, match="default/hq/pool#1: nft: no"):
+        asyncio.run(here.prepare(Stub(reqid=child().reqid, peer="default/hq", child="pool#1")))
+    assert backend.said == []
 
 
 def test_a_child_that_comes_while_policies_go(make) -> None:
