@@ -97,8 +97,12 @@ class _Listen(click.ParamType[tuple[str, int]]):
         if isinstance(value, tuple):
             return value
         host, _, port = str(value).rpartition(":")
-        if not host or not port.isdecimal() or int(port) > 65535:
-            self.fail(f"{value!r} is not ADDR:PORT, such as 127.0.0.1:9502", param, ctx)
+        if not port.isdecimal() or int(port) > 65535:
+            self.fail(
+                f"{value!r} is not ADDR:PORT, such as 127.0.0.1:9502, or :9502 for all addresses",
+                param,
+                ctx,
+            )
         return host.removeprefix("[").removesuffix("]"), int(port)
 
 
@@ -122,9 +126,9 @@ class _Mask(click.ParamType[int]):
 @click.option(
     "--node-ip",
     type=_Addresses(),
-    envvar=NODE_IP_ENV,
+    envvar=[f"{NODE_IP_ENV}S", NODE_IP_ENV],
     help="Addresses of this node, the one that carries VXLAN first; without, those of its"
-    f" interfaces.  [env: {NODE_IP_ENV}]",
+    f" interfaces.  [env: {NODE_IP_ENV}S, {NODE_IP_ENV}]",
 )
 @click.option(
     "--namespace",
