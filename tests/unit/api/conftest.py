@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Callable
 from typing import Any
@@ -14,29 +13,7 @@ from ipsec_api import compile as compiler
 from ipsec_api.compile import CompileResult
 from ipsec_api.documents import collect
 from ipsec_api.tunnel import TunnelConfig
-
-#: A value that must show up nowhere.
-SECRET = "correct-horse-battery-staple"
-
-BASE: dict[str, dict[str, Any]] = {
-    "IPsecPeer": {
-        "address": "203.0.113.9",
-        "authentication": {"method": "preSharedKey", "secretRef": {"name": "hq-psk"}},
-        "remoteSubnets": ["10.20.0.0/16"],
-        "localSubnets": ["10.1.0.0/24"],
-    },
-    "IPsecPolicy": {
-        "peerRef": {"name": "hq"},
-        "selectors": [{"src": "10.1.0.0/24", "dst": "10.30.0.0/16"}],
-    },
-    "ModeConfig": {"responder": True, "address": "192.168.77.9"},
-}
-
-
-def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """``changes`` over ``base``; None takes a field away. Objects are replaced, not merged."""
-    result = {**copy.deepcopy(base), **changes}
-    return {k: v for k, v in result.items() if v is not None}
+from ipsec_lab.crd_cases import SECRET, resource
 
 
 @pytest.fixture
@@ -48,22 +25,7 @@ def secret_text() -> str:
 def make() -> Callable[..., dict[str, Any]]:
     """make(kind, name, **changes of the spec) gives an object as ``kubectl`` would take it."""
 
-    def build(kind: str, name: str = "hq", /, **changes: Any) -> dict[str, Any]:
-        if kind == "Secret":
-            return {
-                "apiVersion": "v1",
-                "kind": "Secret",
-                "metadata": {"name": name},
-                "stringData": changes or {"psk": SECRET},
-            }
-        return {
-            "apiVersion": "kubeipsec.dev/v1alpha1",
-            "kind": kind,
-            "metadata": {"name": name},
-            "spec": _merge(BASE[kind], changes),
-        }
-
-    return build
+    return resource
 
 
 @pytest.fixture
