@@ -115,6 +115,15 @@ def test_another_namespace_is_used_throughout():
     assert "kube-ipsec:kube-ipsec-" not in str(rendered)
 
 
+def test_names_that_look_like_numbers_stay_text(judged):
+    values = {**MATRIX["everything"], "watchNamespaces": ["42", "null"]}
+    objects = chart.objects(chart.render(values, namespace="1234"))
+    for obj in objects:
+        judged(obj)
+    assert {"42", "null", "1234"} <= {str(o["metadata"].get("namespace")) for o in objects}
+    assert "1234" in {o["metadata"].get("namespace") for o in objects}
+
+
 def test_notes_name_the_label_and_the_next_step():
     text = chart.render()["kube-ipsec/templates/NOTES.txt"]
     assert "kubectl label node NODE kubeipsec.dev/gateway=true" in text

@@ -17,14 +17,14 @@ apiVersion: v1
 kind: ServiceAccount
 metadata:
   name: kube-ipsec-uninstall
-  namespace: {{ .Release.Namespace }}
+  namespace: {{ .Release.Namespace | quote }}
   {{- $first | nindent 2 }}
 ---
 apiVersion: rbac.authorization.k8s.io/v1
 kind: Role
 metadata:
   name: kube-ipsec-uninstall
-  namespace: {{ .Release.Namespace }}
+  namespace: {{ .Release.Namespace | quote }}
   {{- $first | nindent 2 }}
 rules:
   - apiGroups: [apps]
@@ -48,7 +48,7 @@ apiVersion: rbac.authorization.k8s.io/v1
 kind: RoleBinding
 metadata:
   name: kube-ipsec-uninstall
-  namespace: {{ .Release.Namespace }}
+  namespace: {{ .Release.Namespace | quote }}
   {{- $first | nindent 2 }}
 roleRef:
   apiGroup: rbac.authorization.k8s.io
@@ -57,13 +57,13 @@ roleRef:
 subjects:
   - kind: ServiceAccount
     name: kube-ipsec-uninstall
-    namespace: {{ .Release.Namespace }}
+    namespace: {{ .Release.Namespace | quote }}
 ---
 apiVersion: batch/v1
 kind: Job
 metadata:
   name: kube-ipsec-uninstall
-  namespace: {{ .Release.Namespace }}
+  namespace: {{ .Release.Namespace | quote }}
   {{- $second | nindent 2 }}
 spec:
   backoffLimit: 2

@@ -1,6 +1,6 @@
 {{/* The operator's settings file; the model is operator/ipsec_operator/settings.py. */}}
 {{- define "kube-ipsec.settings" -}}
-namespace: {{ .Release.Namespace }}
+namespace: {{ .Release.Namespace | quote }}
 watchNamespaces: {{ toJson .Values.watchNamespaces }}
 image: {{ include "kube-ipsec.image" (dict "root" . "image" .Values.gateway.image) }}
 imagePullPolicy: {{ .Values.image.pullPolicy }}
