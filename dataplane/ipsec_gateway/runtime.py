@@ -74,6 +74,8 @@ CHECK: Final = 60.0
 RETRY: Final = 2.0
 #: Seconds between looks at the SAs' counters.
 POLL: Final = 2.0
+#: Seconds for which arrivals of peers that come to us are collected.
+GATHER: Final = 0.5
 #: Seconds for which changes of status are collected.
 DEBOUNCE: Final = 0.1
 
@@ -184,6 +186,7 @@ class Gateway:
         self._changed: Final = asyncio.Event()
         self._stop: Final = asyncio.Event()
         self._failure: BaseException | None = None
+        self._arrivals: asyncio.TimerHandle | None = None
         self._ready = False
         #: Whether statuses of objects that went away while nobody looked are deleted.
         self._swept = False
@@ -275,6 +278,11 @@ class Gateway:
 
     def _wake_up(self) -> None:
         self._wake.set()
+
+    def _arrived(self) -> None:
+        """Peers have come to us: the ways to them are known now."""
+        self._arrivals = None
+        self._wake_up()
 
     def _moved(self) -> None:
         """An address or the default route changed: routes of ours may have gone with it."""
@@ -489,6 +497,9 @@ class Gateway:
             template = "" if isinstance(event, PeerMoved) else event.template
             if self._here.has_use or template:
                 self._wake_up()
+            elif self._survey.has_passive and self._arrivals is None:
+                # Crowds of them come after a restart, and each look is at all of them.
+                self._arrivals = self._loop.call_later(GATHER, self._arrived)
         if isinstance(event, IkeSaDown) and event.reason in (Reason.TIMEOUT, Reason.PEER_DEAD):
             tunnels = self._in_force.tunnels if self._in_force else ()
             self._resolver.doubt(a for t in tunnels if t.key == event.peer for a in t.addresses)
