@@ -1,5 +1,9 @@
 """A stand-in for the API server, for tests: objects, lists, watches, server-side apply, outages.
 
+``python -m ipsec_lab.apistub ADDRESS PORT`` serves it in a process of its own, which takes a row of
+JSON each and answers with one: ``{"put": PATH, "body": {}}``, ``{"get": PATH}``, ``{"close": 1}``,
+``{"reopen": 1}``.
+
 It knows what gateways use and nothing else: no schema, no authentication, and of server-side apply
 only that the last writer's fields replace those of the same manager at the top of ``status``,
 ``spec`` and ``metadata``. A real one is used by ``tests/kube``.
@@ -10,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
@@ -189,3 +194,32 @@ def _failure(code: int, message: str) -> web.Response:
 #: Where a test keeps what.
 SECRETS: Final = "/api/v1/namespaces/kube-ipsec/secrets"
 LEASES: Final = "/apis/coordination.k8s.io/v1/namespaces/kube-ipsec/leases"
+
+
+async def main(host: str, port: int) -> None:
+    """Serve, and do what comes in on standard input, until it ends."""
+    server = KubeApi()
+    await server.open(host, port)
+    _say({"up": True})
+    while row := await asyncio.to_thread(sys.stdin.readline):
+        order = json.loads(row)
+        answer: object = None
+        if "put" in order:
+            await server.put(order["put"], order["body"])
+        elif "get" in order:
+            answer = server.objects.get(order["get"])
+        elif "close" in order:
+            await server.close()
+        elif "reopen" in order:
+            await server.reopen()
+        _say(answer)
+    await server.close()
+
+
+def _say(answer: object) -> None:
+    sys.stdout.write(json.dumps(answer) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(sys.argv[1], int(sys.argv[2])))
