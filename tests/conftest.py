@@ -6,7 +6,7 @@ the kernel tier all run in one virtual machine, which takes longest: one worker 
 
 Where such a tier cannot run its tests are skipped, with the reason in one line. With
 ``KUBE_IPSEC_REQUIRE_TIERS=1`` (``.ci/run``) a skip in them is a failure, so that nothing goes green
-by not being run.
+by not being run. The exception is ``kube``: it needs somebody's cluster, named by KUBECONFIG.
 """
 
 import functools
@@ -24,7 +24,12 @@ from ipsec_lab.netns import missing_programs
 REQUIRE = os.environ.get("KUBE_IPSEC_REQUIRE_TIERS") == "1"
 
 #: What every test in a folder under tests/ needs.
-FOLDERS = {"netns": ("root",), "interop": ("root", "strongswan"), "kernel": ("kernel",)}
+FOLDERS = {
+    "netns": ("root",),
+    "interop": ("root", "strongswan"),
+    "kernel": ("kernel",),
+    "kube": ("kube",),
+}
 
 
 @functools.cache
@@ -46,6 +51,7 @@ TIERS: dict[str, Callable[[], str | None]] = {
     "kernel": functools.cache(lambda: None if inside() else guest.missing()),
     "root": _missing_root,
     "strongswan": functools.cache(strongswan.missing),
+    "kube": lambda: None if "KUBECONFIG" in os.environ else "set KUBECONFIG to a cluster of yours",
 }
 
 
@@ -57,7 +63,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None]:
         for marker in FOLDERS.get(item.path.relative_to(here).parts[0], ()):
             item.add_marker(marker)
         if tiers := _tiers(item):
-            group = "kernel" if "kernel" in tiers else "network"
+            group = next((each for each in ("kernel", "kube") if each in tiers), "network")
             item.add_marker(pytest.mark.xdist_group(group))
     items.sort(key=_turn)
     return (yield)
@@ -86,7 +92,8 @@ def pytest_runtest_makereport(
     item: pytest.Item,
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
-    if REQUIRE and report.skipped and not hasattr(report, "wasxfail") and _tiers(item):
+    required = REQUIRE and set(_tiers(item)) - {"kube"}
+    if required and report.skipped and not hasattr(report, "wasxfail"):
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
         report.outcome = "failed"
         report.longrepr = f"this tier has to run here (KUBE_IPSEC_REQUIRE_TIERS=1): {reason}"
