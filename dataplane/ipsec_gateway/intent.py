@@ -71,6 +71,7 @@ from ipsec_ike.config import (
     Mode,
     Path,
     PeerConfig,
+    Retransmission,
     Start,
     TemplateConfig,
 )
@@ -80,6 +81,9 @@ from ipsec_ike.secret import Secret
 from ipsec_ike.selectors import TrafficSelector
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+#: With other addresses to try, 6 s without an answer are enough (30 s otherwise).
+_IMPATIENT: Final = Retransmission(tries=3)
 
 _ANY: Final = (ipaddress.ip_network("0.0.0.0/0"), ipaddress.ip_network("::/0"))
 
@@ -526,6 +530,7 @@ def _peer(
         fragmentation=tunnel.fragmentation,
         childless=Childless.PREFER if tunnel.childless else Childless.NEVER,
         send_initial_contact=tunnel.send_initial_contact,
+        retransmission=_IMPATIENT if len(tunnel.addresses) > 1 else Retransmission(),
     )
 
 
