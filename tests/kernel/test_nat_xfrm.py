@@ -12,7 +12,7 @@ from ipsec_gateway.marks import DEFAULT
 from ipsec_gateway.nat import Translation
 from ipsec_gateway.routing import Route
 from ipsec_gateway.steering import current
-from ipsec_lab.masquerades import CASES, FLANNEL, LEGACY, ROUTER, Actor
+from ipsec_lab.masquerades import CASES, FLANNEL, ROUTER, Actor
 from ipsec_lab.spd_rig import SpdRig, intent_mapped, intent_of, lacking, spd_rig
 from ipsec_lab.steering_rig import PROTECT4, PROTECT6, reaches
 
@@ -46,33 +46,38 @@ def source_seen(rig: SpdRig, destination: str, port: int = 9) -> str | None:
             return None
 
 
-def seen_from_tunnel(rig: SpdRig) -> str:
+def seen_from_tunnel(rig: SpdRig, port: int = 9) -> str:
     """The source that the LAN sees of a datagram of the far side."""
     with rig.lan.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver:
-        receiver.bind(("10.1.0.2", 9))
+        receiver.bind(("10.1.0.2", port))
         receiver.settimeout(5)
         with rig.wan.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
             sender.bind(("10.2.0.9", 7))
-            sender.sendto(b"x", ("10.1.0.2", 9))
+            sender.sendto(b"x", ("10.1.0.2", port))
         return str(receiver.recvfrom(9)[1][0])
+
+
+def keeps_its_source(rig: SpdRig, port: int) -> None:
+    """New connections to and from ``port``: in the tunnel as they are, others masqueraded."""
+    assert source_seen(rig, "10.2.0.9", port) == "10.1.0.2"
+    assert seen_from_tunnel(rig, port) == "10.2.0.9"
+    assert source_seen(rig, "10.3.0.9", port) == "192.0.2.1", "all other traffic as before"
+    assert rig.counter("unencrypted_out") == 0
 
 
 @pytest.mark.parametrize(("actor", "tool"), CASES, ids=[f"{a.name}{t[8:]}" for a, t in CASES])
 def test_protected_traffic_keeps_its_source(rig: SpdRig, actor: Actor, tool: str) -> None:
+    """Their rules are inserted after ours, then ours after theirs."""
     if missing := actor.missing(tool):
         pytest.skip(f"{' and '.join(missing)} not installed: apt-get install iptables ipset")
-    first = tool == LEGACY
-    if first:
-        actor.set_up(rig.gw, tool)
-        assert source_seen(rig, "10.2.0.9", 10) == "192.0.2.1", "the rules bite without ours"
     rig.apply(intent_of(PROTECT4))
     rig.secure("10.1.0.0/16", "10.2.0.0/16")
-    if not first:
-        actor.set_up(rig.gw, tool)
-    assert source_seen(rig, "10.2.0.9") == "10.1.0.2"
-    assert seen_from_tunnel(rig) == "10.2.0.9"
-    assert source_seen(rig, "10.3.0.9") == "192.0.2.1", "all other traffic as before"
-    assert rig.counter("unencrypted_out") == 0
+    actor.set_up(rig.gw, tool)
+    keeps_its_source(rig, 9)
+    rig.run(rig.steering.unguard)
+    assert source_seen(rig, "10.2.0.9", 10) == "192.0.2.1", "the rules bite without ours"
+    rig.apply(intent_of(PROTECT4))
+    keeps_its_source(rig, 11)
     stat = dict(line.split() for line in rig.gw.run("cat", "/proc/net/xfrm_stat").splitlines())
     assert {name for name, count in stat.items() if count != "0"} == set()
 
