@@ -34,6 +34,7 @@ from ipsec_lab.vici import Section, ViciError
 #: How much longer than on the host everything may take.
 SLOW: Final = 10.0
 
+_KEY: Final = "0x" + bytes(range(20)).hex()
 _KERNEL: Final = CharonSettings(kernel=True, retransmit_timeout=4.0, log_level=1)
 
 
@@ -325,6 +326,31 @@ def _child_section(child: Child) -> Section:
     if child.rekey_bytes:
         section["rand_bytes"] = "0"
     return section
+
+
+def set_by_hand(topology: Topology) -> None:
+    """SAs and policies of a tunnel between the sites, without any IKE."""
+    a, b = topology.a, topology.b
+    outer = {"a": a.wan_address(), "b": b.wan_address()}
+    for site, local, remote in (("a", a, b), ("b", b, a)):
+        namespace = topology.gateway(site)
+        here, there = local.wan_address(), remote.wan_address()
+        lines = [
+            f"xfrm state add src {outer[x]} dst {outer[y]} proto esp spi {spi} reqid 7 mode tunnel "
+            f"aead rfc4106(gcm(aes)) {_KEY} 128"
+            for x, y, spi in (("a", "b", "0x1001"), ("b", "a", "0x1002"))
+        ]
+        for direction, ends in (
+            ("out", (local.lans[0], remote.lans[0], here, there)),
+            ("in", (remote.lans[0], local.lans[0], there, here)),
+            ("fwd", (remote.lans[0], local.lans[0], there, here)),
+        ):
+            src, dst, tmpl_src, tmpl_dst = ends
+            lines.append(
+                f"xfrm policy add src {src} dst {dst} dir {direction} "
+                f"tmpl src {tmpl_src} dst {tmpl_dst} proto esp reqid 7 mode tunnel"
+            )
+        namespace.ip(*lines)
 
 
 def charons(topology: Topology, directory: Path) -> dict[str, SlowCharon]:

@@ -7,36 +7,9 @@ text, and that strongSwan's kernel back end works in here.
 import pytest
 
 from ipsec_lab.interop import CHILD, CONNECTION
-from ipsec_lab.kernel_rig import KernelRig
+from ipsec_lab.kernel_rig import KernelRig, set_by_hand
 from ipsec_lab.sniffer import Sniffer
-from ipsec_lab.topology import Topology
 from ipsec_lab.traffic import ping, ping_until
-
-KEY = "0x" + bytes(range(20)).hex()
-
-
-def set_by_hand(topology: Topology) -> None:
-    a, b = topology.a, topology.b
-    outer = {"a": a.wan_address(), "b": b.wan_address()}
-    for site, local, remote in (("a", a, b), ("b", b, a)):
-        namespace = topology.gateway(site)
-        here, there = local.wan_address(), remote.wan_address()
-        lines = [
-            f"xfrm state add src {outer[x]} dst {outer[y]} proto esp spi {spi} reqid 7 mode tunnel "
-            f"aead rfc4106(gcm(aes)) {KEY} 128"
-            for x, y, spi in (("a", "b", "0x1001"), ("b", "a", "0x1002"))
-        ]
-        for direction, ends in (
-            ("out", (local.lans[0], remote.lans[0], here, there)),
-            ("in", (remote.lans[0], local.lans[0], there, here)),
-            ("fwd", (remote.lans[0], local.lans[0], there, here)),
-        ):
-            src, dst, tmpl_src, tmpl_dst = ends
-            lines.append(
-                f"xfrm policy add src {src} dst {dst} dir {direction} "
-                f"tmpl src {tmpl_src} dst {tmpl_dst} proto esp reqid 7 mode tunnel"
-            )
-        namespace.ip(*lines)
 
 
 def test_sas_set_by_hand(rig: KernelRig) -> None:
