@@ -112,6 +112,8 @@ class Facts:
     numbers: Numbers = DEFAULT
     #: Names of network interfaces that are not ours; asked for only where it matters.
     foreign: frozenset[str] = frozenset()
+    #: What could not be set up of the interface of a routed policy, by namespace/name.
+    broken: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,13 +189,7 @@ def intent(tunnels: Iterable[TunnelConfig], facts: Facts) -> Intent:
         guarded.append(tunnel)
         translations.extend(found)
     translated = frozenset(PolicyId(PolicyDirection.OUT, *wire_selectors(t)) for t in translations)
-    carriers = interfaces.routed(
-        guarded,
-        foreign=facts.foreign,
-        abilities=facts.abilities,
-        resolved=facts.resolved,
-        live=facts.live,
-    )
+    carriers = interfaces.routed(guarded, facts)
     problems += [Problem(*each) for each in carriers.problems]
     entries = [
         entry

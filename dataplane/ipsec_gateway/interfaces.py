@@ -25,7 +25,7 @@ import hashlib
 import ipaddress
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from ipsec_api.tunnel import ObjectRef, TunnelConfig, TunnelPolicy
 from ipsec_gateway.classify import Network
@@ -34,6 +34,9 @@ from ipsec_gateway.ipsec.mtu import INITIAL, MINIMUM
 from ipsec_gateway.marks import FALLBACK_METRIC, Numbers
 from ipsec_gateway.outermarks import known_addresses
 from ipsec_ike.config import Handling, Offload
+
+if TYPE_CHECKING:
+    from ipsec_gateway.intent import Facts
 
 #: Numbers of our interfaces have this bit set and the two above it clear.
 IF_ID_BASE: Final = 0x20000000
@@ -65,11 +68,12 @@ class Interface:
     mss: int = 0
     reqids: frozenset[int] = frozenset()
 
-    def octets(self, measured: Mapping[int, int]) -> int:
-        """Its MTU, where ``measured`` has the largest packets of SAs by reqid."""
+    def octets(self, measured: Mapping[int, int], now: int = 0) -> int:
+        """Its MTU, where ``measured`` has the largest packets of SAs by reqid, and ``now`` is what
+        it has: that stays while there is no SA, over a restart for instance."""
         if self.mtu:
             return self.mtu
-        found = min((measured[r] for r in self.reqids if r in measured), default=INITIAL)
+        found = min((measured[r] for r in self.reqids if r in measured), default=now or INITIAL)
         six = any(":" in text for text in (*self.addresses, *self.routes))
         return max(found, MINIMUM) if six else found
 
@@ -177,16 +181,8 @@ def _key(policy: TunnelPolicy) -> str:
     return f"{policy.source.namespace}/{policy.source.name}"
 
 
-def routed(
-    tunnels: Sequence[TunnelConfig],
-    *,
-    foreign: frozenset[str] = frozenset(),
-    abilities: Abilities | None = None,
-    resolved: Mapping[str, tuple[str, ...]] | None = None,
-    live: Mapping[str, str] | None = None,
-) -> Routed:
-    """``foreign`` are names of interfaces that are not ours, ``resolved`` addresses by name,
-    ``live`` those of peers that have come to us."""
+def routed(tunnels: Sequence[TunnelConfig], facts: Facts) -> Routed:
+    """What the routed policies of these tunnels come to on this node."""
     asked = [(t, p) for t in tunnels for p in t.policies if p.interface is not None]
     result = Routed(allocate_if_ids(_key(policy) for _, policy in asked))
     routes: dict[str, str] = {}
@@ -195,9 +191,10 @@ def routed(
         assert wanted is not None
         if _key(policy) in result._found or policy.source in result.refused:
             continue
-        why = lacking(tunnel, policy, abilities) if abilities is not None else ""
+        able = facts.abilities
+        why = lacking(tunnel, policy, able) if able is not None else ""
         reason = "UnsupportedByDataplane"
-        if not why and wanted.name in foreign:
+        if not why and wanted.name in facts.foreign:
             reason = "InterfaceExists"
             why = (
                 f"spec.interface.name: this node has an interface {wanted.name} that is not the"
@@ -207,10 +204,12 @@ def routed(
             result.refused.add(policy.source)
             result.problems.append((policy.source, reason, why))
             continue
+        if text := facts.broken.get(_key(policy)):
+            result.problems.append((policy.source, "InterfaceError", f"spec.interface: {text}"))
         if tunnel.notrack != "None":
             text = "notrack has no effect on what is routed: set it for peers with other policies"
             result.problems.append((policy.source, "NotTracked", text))
-        peers = known_addresses(tunnel, resolved or {}, live or {})
+        peers = known_addresses(tunnel, facts.resolved, facts.live)
         kept = []
         for route in wanted.routes:
             if text := _bad_route(route, peers, routes):
@@ -326,7 +325,7 @@ def plan_links(
         if each.if_id not in by_id:
             first.append(f"link add {each.name} type xfrm if_id {each.if_id:#x}")
         link = by_id.get(each.if_id, Link(each.name, each.if_id, 0, up=False, multicast=False))
-        mtu, alias = each.octets(measured), ALIAS + each.owner
+        mtu, alias = each.octets(measured, link.mtu), ALIAS + each.owner
         if (link.mtu, link.up, link.multicast, link.alias) != (mtu, True, True, alias):
             first.append(f"link set dev {each.name} alias {alias} mtu {mtu} multicast on up")
         if each.addresses:

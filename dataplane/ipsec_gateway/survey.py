@@ -41,6 +41,7 @@ class Survey:
             abilities=options.abilities,
             services=options.services,
             foreign=await self._links.foreign(tunnels),
+            broken=dict(self._links.broken),
         )
         if any(t.local_interface for t in tunnels):
             facts = replace(facts, interfaces=await local_interfaces(options.device))

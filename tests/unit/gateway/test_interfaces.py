@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from ipaddress import ip_address
 from typing import Any
 
 import pytest
 
-from ipsec_gateway import nftables
+from ipsec_gateway import links, nftables
 from ipsec_gateway.classify import classify
 from ipsec_gateway.intent import Facts, Intent, intent
 from ipsec_gateway.interfaces import (
@@ -30,6 +31,7 @@ from ipsec_gateway.ipsec.base import PolicyDirection
 from ipsec_gateway.ipsec.mtu import INITIAL
 from ipsec_gateway.lastgood import LastGood
 from ipsec_gateway.marks import DEFAULT, REQID_BASE
+from ipsec_gateway.tools import ToolError
 from ipsec_ike.config import Handling, Offload
 
 FACTS = Facts(
@@ -127,6 +129,11 @@ def test_an_mtu_of_its_own_wins_over_what_is_measured() -> None:
     assert it.octets({7: 900}) == 900
     assert replace(it, addresses=("fd00::1/64",)).octets({7: 900}) == 1280
     assert replace(it, mtu=1400).octets({7: 900}) == 1400
+    # Without an SA it stays as it is, over a restart for instance.
+    assert it.octets({}, 1446) == 1446
+    bare = replace(OFFICE, mtu=0, reqids=frozenset({7}))
+    assert plan_links([bare], [THERE], {}).first == ()
+    assert "mtu 1422" in plan_links([bare], [THERE], {7: 1422}).first[0]
 
 
 # --- what is refused --------------------------------------------------------------------------
@@ -200,6 +207,79 @@ def test_a_route_has_one_interface(make, build) -> None:
     (problem,) = found.problems
     assert (problem.ref.name, problem.reason) == ("two", "Overlap")
     assert [i.routes for i in found.interfaces] == [("10.7.0.0/16",), ()]
+
+
+def test_what_the_kernel_refuses_is_told_and_the_rest_stays(make, build) -> None:
+    facts = replace(FACTS, broken={"default/office": "office0 cannot be set up: EACCES"})
+    found = build(office(make), office(make, "branch"), facts=facts)
+    (problem,) = found.problems
+    assert (problem.ref.name, problem.reason) == ("office", "InterfaceError")
+    assert "EACCES" in problem.message
+    assert len(found.interfaces) == 2
+    assert len(found.policies) == 12
+
+
+class Ip:
+    """``ip`` that keeps links and addresses, and has one address that it refuses."""
+
+    def __init__(self, refuses: str) -> None:
+        self.refuses = refuses
+        self.links: dict[str, dict[str, Any]] = {}
+        self.routes: list[str] = []
+
+    async def run_json(self, *command: str) -> Any:
+        if "address" in command:
+            return list(self.links.values())
+        if "route" in command and command[1] == "-4":
+            return [{"dst": r.split()[0], "dev": r.split()[2], "flags": []} for r in self.routes]
+        return []
+
+    async def run(self, *command: str, script: str = "", check: bool = True) -> str:
+        for line in script.splitlines():
+            words = line.split()
+            if self.refuses in words:
+                if check:
+                    raise ToolError(f"ip -batch: {self.refuses}: Permission denied")
+            elif words[:2] == ["link", "add"]:
+                info = {"info_kind": "xfrm", "info_data": {"if_id": words[-1]}}
+                self.links[words[2]] = {"ifname": words[2], "mtu": 0, "linkinfo": info}
+            elif words[:2] == ["link", "set"]:
+                link = self.links[words[3]]
+                link |= {"ifalias": words[5], "mtu": words[7], "flags": ["UP", "MULTICAST"]}
+            elif words[:3] == ["link", "delete", "dev"]:
+                del self.links[words[3]]
+            elif words[:2] == ["address", "add"]:
+                address, length = words[2].split("/")
+                entry = {"local": address, "prefixlen": length, "scope": "global"}
+                self.links[words[4]].setdefault("addr_info", []).append(entry)
+            elif words[:2] == ["route", "replace"] and words[2] != "unreachable":
+                self.routes.append(" ".join(words[2:]))
+        return ""
+
+
+def test_one_bad_interface_stops_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    ip = Ip(refuses="fd00::1/64")
+    monkeypatch.setattr(links, "run", ip.run)
+    monkeypatch.setattr(links, "run_json", ip.run_json)
+    asyncio.run(_one_bad_interface(ip))
+
+
+async def _one_bad_interface(ip: Ip) -> None:
+    bad = replace(OFFICE, name="bad0", if_id=IF_ID_BASE | 1, owner="default/bad", routes=())
+    good = replace(OFFICE, addresses=("169.254.2.1/30",), routes=("10.7.0.0/16",))
+    it = links.Links()
+    await it.apply((bad, good), {}, again=False)
+    assert list(it.broken) == ["default/bad"]
+    assert "bad0 (address add fd00::1/64" in it.broken["default/bad"]
+    assert "Permission denied" in it.broken["default/bad"]
+    assert sorted(ip.links) == ["bad0", "office0"]
+    assert len(ip.routes) == 1
+    # It is tried again, and well then.
+    ip.refuses = ""
+    await it.apply((bad, good), {}, again=False)
+    assert it.broken == {}
+    await it.remove()
+    assert not ip.links
 
 
 # --- numbers ----------------------------------------------------------------------------------
