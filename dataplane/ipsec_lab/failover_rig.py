@@ -346,7 +346,7 @@ class FailoverRig:
             and f"default/{peer}" in self.view(name).get("held", ())
         ]
 
-    def wait(self, what: str, check: Callable[[], bool], *, seconds: float = 40.0) -> None:
+    def wait(self, what: str, check: Callable[[], bool], *, seconds: float = 90.0) -> None:
         """Until it is so. Raises LabError with the last lines of all logs."""
         deadline = time.monotonic() + seconds
         while not check():

@@ -32,6 +32,7 @@ from ipsec_api.cluster import (
 from ipsec_api.ownership import DEFAULT_GROUP
 from ipsec_gateway.cluster.api import Api, NoCluster, from_kubeconfig, in_cluster
 from ipsec_gateway.cluster.coordinator import DRAIN, Cluster, ClusterOptions
+from ipsec_gateway.cluster.metrics import ClusterMetrics
 from ipsec_gateway.ports import PortConflict
 from ipsec_gateway.runtime import Gateway, Options
 from ipsec_gateway.udp import IkeSockets
@@ -76,6 +77,7 @@ async def run(
     access = await from_kubeconfig(Path(kubeconfig)) if kubeconfig else in_cluster(environ)
     cluster = Cluster(where, Api(access), clock=_now)
     gateway = Gateway(replace(options, name=where.node), cluster.source, make_backend, cluster)
+    gateway.metrics.registry.register(ClusterMetrics(cluster))
     draining: list[asyncio.Task[None]] = []
 
     def drain(then: Callable[[], None] | None) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from prometheus_client import CollectorRegistry, generate_latest
 
 from ipsec_api.cluster import gateway_lease_name, tunnel_secret_name
 from ipsec_api.ownership import ranking
@@ -21,6 +22,7 @@ from ipsec_gateway.cluster.launch import cluster_options
 from ipsec_gateway.cluster.membership import LeaseFacts
 from ipsec_gateway.cluster.memory import Memory
 from ipsec_gateway.cluster.mesh import MeshClient, MeshKey
+from ipsec_gateway.cluster.metrics import ClusterMetrics
 from ipsec_gateway.lastgood import InForce, Key
 from ipsec_lab.apistub import LEASES, SECRETS, KubeApi
 
@@ -188,6 +190,23 @@ def test_statuses_are_the_owners(rig: Any) -> None:
             # Leases go on; statuses do not.
             later = it.server.applied[count:]
             assert all(where.startswith(LEASES) for where, _ in later)
+
+    asyncio.run(story())
+
+
+def test_metrics(rig: Any) -> None:
+    async def story() -> None:
+        async with rig("a", "b") as it:
+            await it.settled()
+            await it.until(lambda: it.clusters["a"].view()["meshLines"].get("ok", 0) > 0)
+            registry = CollectorRegistry()
+            registry.register(ClusterMetrics(it.clusters["a"]))
+            text = generate_latest(registry).decode()
+            held = len(it.clusters["a"].held)
+            assert text.count("ipsec_peer_owned{") == held
+            assert 'ipsec_gateways_live{gateway="a"} 2.0' in text
+            assert 'ipsec_api_up{gateway="a"} 1.0' in text
+            assert 'ipsec_mesh_lines_total{gateway="a",outcome="ok"}' in text
 
     asyncio.run(story())
 
