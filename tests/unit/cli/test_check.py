@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
 import pytest
 from click.testing import CliRunner
+from kubernetes import client
 
 from ipsec_cli import check
 from ipsec_cli.ping import NoPing, TooBig
@@ -140,3 +145,50 @@ class TestCommand:
 
     def test_a_target_is_an_address(self, peers):
         assert self.run("ping", "--target=router").exit_code == 2
+
+
+class TestRead:
+    """Against an API server that has one peer in each of two namespaces."""
+
+    @pytest.fixture
+    def asked(self, monkeypatch):
+        paths = []
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                paths.append(self.path)
+                team = "/namespaces/b/" not in self.path
+                text = json.dumps({"items": [peer("one" if team else "two")]}).encode()
+                self.send_response(403 if "/namespaces/closed/" in self.path else 200)
+                self.send_header("content-type", "application/json")
+                self.send_header("content-length", str(len(text)))
+                self.end_headers()
+                self.wfile.write(text)
+
+            def log_message(self, *_):
+                """Not into the output of the tests."""
+
+        with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+            server.daemon_threads = True
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            configuration = client.Configuration(host=f"http://127.0.0.1:{server.server_port}")
+            made = client.ApiClient
+            monkeypatch.setattr(check.config, "load_config", lambda: None)
+            monkeypatch.setattr(check.client, "ApiClient", lambda: made(configuration))
+            yield paths
+            server.shutdown()
+
+    def test_everywhere(self, asked):
+        assert [p["metadata"]["name"] for p in check._read([])] == ["one"]
+        assert asked == ["/apis/kubeipsec.dev/v1alpha1/ipsecpeers"]
+
+    def test_in_namespaces(self, asked):
+        assert [p["metadata"]["name"] for p in check._read(["a", "b"])] == ["one", "two"]
+        assert asked == [
+            f"/apis/kubeipsec.dev/v1alpha1/namespaces/{name}/ipsecpeers" for name in "ab"
+        ]
+
+    def test_a_refusal_is_one_line(self, asked):
+        done = CliRunner().invoke(check.check, ["config", "--namespace=closed"])
+        assert done.exit_code == 1
+        assert done.output.startswith("Error: the API server refuses (403 Forbidden)")
