@@ -20,6 +20,7 @@ from ipsec_ike.identity import Identity
 from ipsec_ike.numbers import ExchangeType, NotifyType
 from ipsec_ike.selectors import TrafficSelector
 from ipsec_ike.wire.header import Header
+from ipsec_ike.wire.payloads import NotifyPayload
 from ipsec_lab.simnet_check import twins
 from ipsec_lab.simnet_network import seeded
 from ipsec_lab.simnet_pair import Pair
@@ -399,3 +400,18 @@ def test_reqids_do_not_collide() -> None:
     crowd.connect("first.example", "10.1.0.1/32")
     crowd.connect("second.example", "10.1.0.2/32")
     assert {reqid for _, reqid in crowd.ups()} == {7, 8}
+
+
+def test_what_a_peer_does_not_have_any_more_is_not_made_anew() -> None:
+    """It answers our rekey with CHILD_SA_NOT_FOUND: it will ask if it wants the child again."""
+    talk = Crowd().talk
+    talk.establish()
+    (spi,) = talk.engine.dataplane.inbound
+    talk.pair.tell(RIGHT, lambda engine, now: engine.rekey_child(spi, now))
+    (request,) = talk.heard()
+    header = Header.parse(request)
+    answer = [NotifyPayload(NotifyType.CHILD_SA_NOT_FOUND, b"", 3, spi.to_bytes(4))]
+    said = talk.ask(talk.peer.protected(header.exchange, header.message_id, answer, response=True))
+    assert [Header.parse(data).exchange for data in said] == []
+    assert len(talk.pair.of(RIGHT, ChildSaDown)) == 1
+    assert talk.engine.dataplane.all_outbound == []
