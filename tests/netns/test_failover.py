@@ -15,6 +15,9 @@ import pytest
 from ipsec_lab.failover_rig import GATEWAYS, FailoverRig
 from ipsec_lab.traffic import ConstantPing, PingResult, ping_until
 
+# Seven daemons that start: a minute and more on a machine that is busy otherwise.
+pytestmark = pytest.mark.timeout(600)
+
 INTERVAL = 0.05
 R1, R2 = "10.9.0.9", "10.8.0.9"
 Record = Callable[[str, Any], None]

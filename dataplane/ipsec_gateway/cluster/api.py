@@ -1,8 +1,8 @@
 """A small client of the Kubernetes API: JSON in and out, watches, and errors with a cause.
 
-In a pod it needs nothing but the files of the service account. A KUBECONFIG, which may ask for
-plugins and tokens of many kinds, is read by the ``kubernetes`` package, whose import costs half a
-second and 50 MB: that is done only there.
+In a pod it needs nothing but the files of the service account. A KUBECONFIG that asks for plugins
+or other ways to log in is read by the ``kubernetes`` package, whose import costs half a second and
+50 MB; a plain one by ``kubeconfig``.
 """
 
 from __future__ import annotations

@@ -32,9 +32,11 @@ from ipsec_api.cluster import (
 from ipsec_api.ownership import DEFAULT_GROUP
 from ipsec_gateway.cluster.api import Api, NoCluster, from_kubeconfig, in_cluster
 from ipsec_gateway.cluster.coordinator import DRAIN, Cluster, ClusterOptions
+from ipsec_gateway.cluster.kubeconfig import plain
 from ipsec_gateway.cluster.metrics import ClusterMetrics
+from ipsec_gateway.options import Options
 from ipsec_gateway.ports import PortConflict
-from ipsec_gateway.runtime import Gateway, Options
+from ipsec_gateway.runtime import Gateway
 from ipsec_gateway.udp import IkeSockets
 
 #: All addresses of the node, with commas; NODE_IP is the preferred one.
@@ -74,7 +76,11 @@ async def run(
     ``Gateway.run`` raises."""
     loop = asyncio.get_running_loop()
     kubeconfig = environ.get("KUBECONFIG")
-    access = await from_kubeconfig(Path(kubeconfig)) if kubeconfig else in_cluster(environ)
+    access = None
+    if kubeconfig:
+        path = Path(kubeconfig)
+        access = plain(path) or await from_kubeconfig(path)
+    access = access or in_cluster(environ)
     cluster = Cluster(where, Api(access), clock=_now)
     gateway = Gateway(replace(options, name=where.node), cluster.source, make_backend, cluster)
     gateway.metrics.registry.register(ClusterMetrics(cluster))
