@@ -61,6 +61,8 @@ RESYNC: Final = 300.0
 LAG: Final = 20.0
 #: Seconds after which a watch counts as stale: the server sends bookmarks about each minute.
 STALE: Final = 300.0
+#: Seconds that kopf gets to stop.
+_STOP: Final = 1.0
 #: Seconds between two looks at the gateways' Leases.
 _LEASES: Final = 5.0
 #: What is no Secret that a resource refers to.
@@ -293,7 +295,10 @@ class Operator:
             await asyncio.shield(running)
         except asyncio.CancelledError:
             # kopf has tasks of its own, which it ends in order when it is asked, and only then.
+            # After that it waits for everybody else's, which it takes for its own that hang.
             stop.set()
+            await asyncio.wait({running}, timeout=_STOP)
+            running.cancel()
             await asyncio.wait({running})
             raise
 

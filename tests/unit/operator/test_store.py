@@ -262,13 +262,13 @@ def test_what_is_older_than_what_is_known_is_not_taken(bench: Any, make: Make) -
     assert not older("...", "10")
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(16))
 def test_units_are_judged_as_the_whole_is(bench: Any, make: Make, seed: int) -> None:
     rng = random.Random(seed)
     items: dict[Key, Any] = {}
 
     def some_net(base: str) -> str:
-        return f"{base}.{rng.randrange(4)}.0/24" if rng.random() < 0.8 else f"{base}.0.0/16"
+        return f"{base}.{rng.randrange(15)}.0/24" if rng.random() < 0.97 else f"{base}.0.0/16"
 
     for number in range(8):
         peer = make("peer", number, remoteSubnets=[some_net("172.20")])
@@ -286,11 +286,11 @@ def test_units_are_judged_as_the_whole_is(bench: Any, make: Make, seed: int) -> 
         if rng.random() < 0.8:
             secret = make("secret", number)
             items[make("key", secret)] = secret
-    for number in range(8):
+    for number in range(20):
         policy = make(
             "policy",
             f"policy-{number}",
-            f"peer-{rng.randrange(10)}",
+            f"peer-{rng.randrange(9)}",
             "10.244.0.0/16",
             some_net("172.21"),
             priority=rng.choice([1000, 1000, 2000]),
@@ -327,3 +327,19 @@ def test_units_are_judged_as_the_whole_is(bench: Any, make: Make, seed: int) -> 
     )
     assert {str(a) for each in store.advice.values() for a in each} == set(map(str, whole.advice))
     assert store.judged == {k for k in items if k.kind != "Secret"}
+
+
+def test_a_name_of_an_interface_is_one_policys_across_peers(bench: Any, make: Make) -> None:
+    policies = []
+    for number in (1, 2):
+        policy = make("policy", f"routed-{number}", f"peer-{number}", "0.0.0.0/0", "0.0.0.0/0")
+        policy["spec"] |= {"mode": "routed", "interface": {"name": "kx-a"}}
+        policy["spec"] |= {"allowDefaultRoute": True}
+        policies.append(policy)
+        bench.put(make("secret", number), make("peer", number), policy)
+        bench.judge()
+    assert reasons(bench.store, make("key", policies[0])) == []
+    assert reasons(bench.store, make("key", policies[1])) == ["Overlap"]
+    bench.drop(policies[0])
+    bench.judge()
+    assert reasons(bench.store, make("key", policies[1])) == []

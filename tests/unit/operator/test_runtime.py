@@ -1,0 +1,533 @@
+"""The whole operator against an API server in memory (kmock): every handler and every watch."""
+
+import asyncio
+import base64
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+import kopf
+import pytest
+from aiohttp import web
+from kubernetes.aio.client import Configuration
+
+from ipsec_api.tunnel import TunnelConfig
+from ipsec_lab.kubeapi import ApiServer, Call, serving
+from ipsec_operator import rbac
+from ipsec_operator.api import Api
+from ipsec_operator.health import application
+from ipsec_operator.leader import Leadership
+from ipsec_operator.runtime import Operator, precisely
+from ipsec_operator.settings import Settings
+
+Make = Callable[..., Any]
+NODE = {
+    "apiVersion": "v1",
+    "kind": "Node",
+    "metadata": {"name": "node-1"},
+    "spec": {"podCIDRs": ["10.244.0.0/24"]},
+    "status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.1"}]},
+}
+OWN = "kube-ipsec"
+
+
+class Cluster:
+    """An API server and what a test does with it."""
+
+    def __init__(self, server: ApiServer, url: str, api: Api) -> None:
+        self.server = server
+        self.url = url
+        self.api = api
+
+    def operator(self, **settings: Any) -> Operator:
+        def connect(**_: Any) -> kopf.ConnectionInfo:
+            return kopf.ConnectionInfo(server=self.url)
+
+        chosen = Settings(image="registry.example/gateway:1", **settings)
+        return Operator(chosen, self.api, "operator-0", time.monotonic, connect)
+
+    @asynccontextmanager
+    async def running(self, **settings: Any) -> AsyncIterator[Operator]:
+        operator = self.operator(**settings)
+        task = asyncio.ensure_future(operator.run())
+        try:
+            complete = asyncio.ensure_future(operator.complete.wait())
+            await asyncio.wait({task, complete}, return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                task.result()
+            # kopf's watches go on from their own lists, a little later.
+            await self.until(
+                lambda: (
+                    {"ipsecpeers", "ipsecpolicies", "modeconfigs", "nodes"}
+                    <= {c.plural for c in self.server.calls if c.verb == "watch"}
+                )
+            )
+            await operator.controller.queue.idle()
+            yield operator
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def until(self, true: Callable[[], Any]) -> Any:
+        """Wait for it; pytest's own time limit is the end."""
+        while not (found := true()):  # noqa: ASYNC110 - what a test waits for has no event
+            await asyncio.sleep(0.01)
+        return found
+
+    async def quiet(self, operator: Operator) -> None:
+        """Until all events are handled and nothing is left to do."""
+        for _ in range(3):
+            await asyncio.sleep(0.15)
+            await operator.controller.queue.idle()
+
+    def tunnels(self) -> dict[str, TunnelConfig]:
+        secrets = [s for s in self.server.all("secrets") if s.get("type") == "kubeipsec.dev/tunnel"]
+        configs = [
+            TunnelConfig.from_json(base64.b64decode(s["data"]["tunnel.json"])) for s in secrets
+        ]
+        return {c.key: c for c in configs}
+
+    def condition(self, plural: str, name: str, kind: str) -> Any:
+        try:
+            status = self.server.one(plural, "default", name).get("status") or {}
+        except KeyError:
+            return None
+        return next((c for c in status.get("conditions", ()) if c["type"] == kind), None)
+
+    def reason(self, name: str, kind: str, plural: str = "ipsecpeers") -> Any:
+        found = self.condition(plural, name, kind)
+        return found and (found["status"], found["reason"])
+
+    def heartbeat(self, node: str = "node-1", at: str = "2026-01-01T00:00:00.000000Z") -> None:
+        self.server.add(
+            {
+                "apiVersion": "coordination.k8s.io/v1",
+                "kind": "Lease",
+                "metadata": {
+                    "name": f"kube-ipsec-gateway-{node}",
+                    "namespace": OWN,
+                    "labels": {"kubeipsec.dev/gateway": "true"},
+                },
+                "spec": {"holderIdentity": node, "renewTime": at},
+            }
+        )
+
+
+Body = Callable[[Cluster], Coroutine[Any, Any, None]]
+
+
+@pytest.fixture
+def in_cluster() -> Callable[[Body], None]:
+    """Run the body of a test in a loop, with a cluster of one node."""
+
+    async def run(body: Body) -> None:
+        async with serving() as (server, url):
+            server.add(NODE)
+            config = Configuration()
+            config.host = url
+            async with Api(config) as api:
+                await body(Cluster(server, url, api))
+
+    return lambda body: asyncio.run(run(body))
+
+
+def test_from_nothing_to_a_tunnel_and_back(in_cluster: Any, make: Make) -> None:
+    async def body(cluster: Cluster) -> None:
+        async with cluster.running() as operator:
+            cluster.server.add(make("secret", 1))
+            cluster.server.add(make("peer", 1))
+            await cluster.until(cluster.tunnels)
+            await cluster.until(lambda: cluster.reason("peer-1", "Ready"))
+            assert cluster.reason("peer-1", "Accepted") == ("True", "Accepted")
+            assert cluster.reason("peer-1", "ResolvedRefs") == ("True", "ResolvedRefs")
+            assert cluster.reason("peer-1", "Ready") == ("False", "NoGatewayNode")
+            status = cluster.server.one("ipsecpeers", "default", "peer-1")["status"]
+            assert status["observedGeneration"] == 1
+            assert status["discoveredSubnets"] == ["10.244.0.0/24"]
+            await cluster.quiet(operator)
+            before = len(cluster.server.writes())
+            await cluster.quiet(operator)
+            assert len(cluster.server.writes()) == before
+            cluster.server.remove("ipsecpeers", "default", "peer-1")
+            await cluster.until(lambda: not cluster.tunnels())
+
+    in_cluster(body)
+
+
+def test_ready_is_what_the_gateway_says_of_this_generation(in_cluster: Any, make: Make) -> None:
+    async def body(cluster: Cluster) -> None:
+        cluster.heartbeat()
+        async with cluster.running():
+            cluster.server.add(make("secret", 1))
+            cluster.server.add(make("peer", 1))
+            await cluster.until(lambda: cluster.reason("peer-1", "Ready") == ("False", "Pending"))
+
+            def say(established: str, generation: int, reason: str = "Established") -> None:
+                conditions = [
+                    {
+                        "type": kind,
+                        "status": value,
+                        "reason": reason if kind == "Established" else kind,
+                        "message": "said by the gateway",
+                        "observedGeneration": generation,
+                        "lastTransitionTime": "2026-01-01T00:00:00Z",
+                    }
+                    for kind, value in (("Programmed", "True"), ("Established", established))
+                ]
+                status = {"conditions": conditions, "activeGateway": "node-1"}
+                cluster.server.set_status("ipsecpeers", "default", "peer-1", status)
+
+            say("True", 1)
+            await cluster.until(lambda: cluster.reason("peer-1", "Ready") == ("True", "Ready"))
+            # What the gateway has written stays.
+            status = cluster.server.one("ipsecpeers", "default", "peer-1")["status"]
+            assert status["activeGateway"] == "node-1"
+            assert cluster.reason("peer-1", "Established") == ("True", "Established")
+            say("False", 1, "PeerDead")
+            await cluster.until(lambda: cluster.reason("peer-1", "Ready") == ("False", "PeerDead"))
+            say("True", 1)
+            await cluster.until(lambda: cluster.reason("peer-1", "Ready") == ("True", "Ready"))
+            cluster.server.add(make("peer", 1, mtu=1300))
+            await cluster.until(lambda: cluster.reason("peer-1", "Ready") == ("False", "Pending"))
+            await cluster.until(lambda: cluster.tunnels()["default/peer-1"].mtu == 1300)
+            say("True", 2)
+            await cluster.until(lambda: cluster.reason("peer-1", "Ready") == ("True", "Ready"))
+            told = {(e["reason"], e["type"]) for e in cluster.server.all("events")}
+            await cluster.until(
+                lambda: (
+                    {("NotReady", "Warning"), ("Ready", "Normal"), ("HotChange", "Normal")}
+                    <= {(e["reason"], e["type"]) for e in cluster.server.all("events")}
+                )
+            )
+            assert told is not None
+
+    in_cluster(body)
+
+
+def test_a_policy_a_mode_config_and_a_node_are_followed(in_cluster: Any, make: Make) -> None:
+    async def body(cluster: Cluster) -> None:
+        async with cluster.running():
+            cluster.server.add(make("secret", 1))
+            cluster.server.add(make("peer", 1))
+            policy = make("policy", "more", "peer-1", "10.244.0.0/24", "192.168.9.0/24")
+            cluster.server.add(policy)
+            await cluster.until(
+                lambda: cluster.tunnels() and len(cluster.tunnels()["default/peer-1"].policies) == 2
+            )
+            await cluster.until(lambda: cluster.reason("more", "Accepted", "ipsecpolicies"))
+            cluster.server.add(make("crd", "ModeConfig", "pool", {"responder": False}))
+            await cluster.until(lambda: cluster.reason("pool", "Ready", "modeconfigs"))
+            cluster.server.add(NODE | {"spec": {"podCIDRs": ["10.245.0.0/24"]}})
+            await cluster.until(
+                lambda: (
+                    "10.245.0.0/24"
+                    in {
+                        s.src
+                        for p in cluster.tunnels()["default/peer-1"].policies
+                        for s in p.selectors
+                    }
+                )
+            )
+            cluster.server.remove("ipsecpolicies", "default", "more")
+            await cluster.until(lambda: len(cluster.tunnels()["default/peer-1"].policies) == 1)
+
+    in_cluster(body)
+
+
+def test_rotation_and_a_missing_secret(in_cluster: Any, make: Make) -> None:
+    async def body(cluster: Cluster) -> None:
+        async with cluster.running() as operator:
+            for number in (1, 2):
+                cluster.server.add(make("secret", number))
+                cluster.server.add(make("peer", number))
+            await cluster.until(lambda: len(cluster.tunnels()) == 2)
+            await cluster.quiet(operator)
+            cluster.server.calls.clear()
+            cluster.server.add(make("secret", 1, "new", **{"psk-previous": "old"}))
+            await cluster.quiet(operator)
+            (identity,) = cluster.tunnels()["default/peer-1"].identities
+            assert identity.psk.get_secret_value() == b"new"
+            touched = [c.name for c in cluster.server.writes() if c.plural == "secrets"]
+            assert len(touched) == 1
+            cluster.server.remove("secrets", "default", "psk-1")
+            await cluster.until(
+                lambda: cluster.reason("peer-1", "ResolvedRefs") == ("False", "SecretNotFound")
+            )
+            await cluster.quiet(operator)
+            found = cluster.condition("ipsecpeers", "peer-1", "ResolvedRefs")["message"]
+            assert "its last good version stays in force" in found
+            assert len(cluster.tunnels()) == 2
+            cluster.server.add(make("secret", 1, "back"))
+            await cluster.until(
+                lambda: cluster.reason("peer-1", "ResolvedRefs") == ("True", "ResolvedRefs")
+            )
+            await cluster.until(
+                lambda: (
+                    cluster.tunnels()["default/peer-1"].identities[0].psk.get_secret_value()
+                    == b"back"
+                )
+            )
+
+    in_cluster(body)
+
+
+def test_a_new_operator_writes_nothing_and_removes_what_nobody_wants(
+    in_cluster: Any, make: Make
+) -> None:
+    async def body(cluster: Cluster) -> None:
+        for number in (1, 2):
+            cluster.server.add(make("secret", number))
+            cluster.server.add(make("peer", number))
+        async with cluster.running() as operator:
+            await cluster.until(lambda: len(cluster.tunnels()) == 2)
+            await cluster.quiet(operator)
+        # The operator is down meanwhile.
+        cluster.server.remove("ipsecpeers", "default", "peer-2")
+        cluster.server.remove("secrets", "default", "psk-1")
+        cluster.server.calls.clear()
+        async with cluster.running() as operator:
+            await cluster.until(lambda: len(cluster.tunnels()) == 1)
+            await cluster.quiet(operator)
+            assert set(cluster.tunnels()) == {"default/peer-1"}
+            written = [c for c in cluster.server.writes() if c.plural == "secrets"]
+            assert [c.verb for c in written] == ["delete"]
+
+    in_cluster(body)
+
+
+def test_a_tunnel_secret_that_somebody_changed_or_deleted_is_made_anew(
+    in_cluster: Any, make: Make
+) -> None:
+    async def body(cluster: Cluster) -> None:
+        async with cluster.running() as operator:
+            cluster.server.add(make("secret", 1))
+            cluster.server.add(make("peer", 1))
+            await cluster.until(cluster.tunnels)
+            await cluster.quiet(operator)
+            (held,) = [
+                s for s in cluster.server.all("secrets") if s.get("type") == "kubeipsec.dev/tunnel"
+            ]
+            good = held["data"]["tunnel.json"]
+            name = held["metadata"]["name"]
+            cluster.server.add(held | {"data": {"tunnel.json": "e30="}})
+            await cluster.until(
+                lambda: cluster.server.one("secrets", OWN, name)["data"]["tunnel.json"] == good
+            )
+            cluster.server.remove("secrets", OWN, name)
+            await cluster.until(cluster.tunnels)
+
+    in_cluster(body)
+
+
+def test_daemon_sets_are_made_repaired_and_taken_away(in_cluster: Any) -> None:
+    async def body(cluster: Cluster) -> None:
+        async with cluster.running() as operator:
+            await cluster.until(lambda: len(cluster.server.all("daemonsets")) == 2)
+            await cluster.quiet(operator)
+            cluster.server.calls.clear()
+            await cluster.quiet(operator)
+            assert cluster.server.writes() == []
+            held = cluster.server.one("daemonsets", OWN, "kube-ipsec-gateway")
+            spec = held["spec"] | {"revisionHistoryLimit": 9}
+            cluster.server.add(held | {"spec": spec})
+            await cluster.until(
+                lambda: (
+                    cluster.server.one("daemonsets", OWN, "kube-ipsec-gateway")["spec"][
+                        "revisionHistoryLimit"
+                    ]
+                    == 3
+                )
+            )
+            cluster.server.remove("daemonsets", OWN, "kube-ipsec-gateway")
+            await cluster.until(lambda: len(cluster.server.all("daemonsets")) == 2)
+        async with cluster.running(route_agent={"enabled": False}):
+            await cluster.until(lambda: len(cluster.server.all("daemonsets")) == 1)
+        key = cluster.server.one("secrets", OWN, "kube-ipsec-mesh")["data"]["key"]
+        assert len(base64.b64decode(key)) == 32
+
+    in_cluster(body)
+
+
+def test_errors_of_the_api_server_are_outlived(in_cluster: Any, make: Make) -> None:
+    async def body(cluster: Cluster) -> None:
+        async with cluster.running() as operator:
+            down = True
+
+            def refuse(call: Call) -> int | None:
+                return 503 if down and call.writes else None
+
+            cluster.server.refuse = refuse
+            cluster.server.add(make("secret", 1))
+            cluster.server.add(make("peer", 1))
+            await cluster.until(lambda: operator.controller.queue.failing)
+            assert cluster.tunnels() == {}
+            # Watches end, and what they would go on from is forgotten.
+            cluster.server.forget()
+            cluster.server.cut()
+            cluster.server.remove("secrets", "default", "psk-1")
+            cluster.server.add(make("secret", 1, "another"))
+            down = False
+            await cluster.until(cluster.tunnels)
+            await cluster.until(
+                lambda: (
+                    cluster.tunnels()["default/peer-1"].identities[0].psk.get_secret_value()
+                    == b"another"
+                )
+            )
+            await cluster.until(lambda: cluster.reason("peer-1", "Accepted"))
+
+    in_cluster(body)
+
+
+def test_what_no_watch_told_is_found_by_a_list(
+    in_cluster: Any, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ipsec_operator.runtime.RESYNC", 0.1)
+    monkeypatch.setattr("ipsec_operator.runtime.LAG", 0.05)
+
+    async def body(cluster: Cluster) -> None:
+        async with cluster.running() as operator:
+            cluster.server.add(make("secret", 1))
+            cluster.server.add(make("peer", 1))
+            await cluster.until(cluster.tunnels)
+            await cluster.quiet(operator)
+            # kopf hears nothing any more.
+            monkeypatch.setattr(operator, "_seen", lambda *_: None)
+            peers = operator.controller.store
+            ghost = make("crd", "IPsecPeer", "ghost", make("peer", 9)["spec"], resourceVersion="1")
+            peers.put_resource(ghost)
+            await cluster.until(lambda: make("key", ghost) not in peers.resources)
+            assert operator.stale() is None
+
+    in_cluster(body)
+
+
+def test_only_watched_namespaces_are_looked_at(in_cluster: Any, make: Make) -> None:
+    async def body(cluster: Cluster) -> None:
+        async with cluster.running(watch_namespaces=("tenants",)) as operator:
+            for namespace in ("tenants", "others"):
+                cluster.server.add(make("secret", 1, namespace=namespace))
+                cluster.server.add(make("peer", 1, namespace=namespace))
+                cluster.server.add(make("secret", 2, namespace=namespace))
+            await cluster.until(cluster.tunnels)
+            await cluster.quiet(operator)
+            assert set(cluster.tunnels()) == {"tenants/peer-1"}
+            read = {
+                c.namespace
+                for c in cluster.server.calls
+                if c.plural in ("secrets", "configmaps") and not c.writes
+            }
+            assert read == {"tenants", OWN, "kube-system"}
+
+    in_cluster(body)
+
+
+def granted(call: Call, watched: tuple[str, ...]) -> bool:
+    """Whether the rights in ``rbac`` cover a call."""
+    resource = f"{call.plural}/{call.part}" if call.part else call.plural
+    places = {
+        "cluster": call.namespace is None,
+        "own": call.namespace == OWN,
+        "watched": call.namespace in watched if watched else True,
+        "kube-system": call.namespace == "kube-system",
+    }
+    return any(
+        right.group == call.group
+        and resource in right.resources
+        and call.verb in right.verbs
+        and places[right.scope]
+        and (not right.names or call.name in right.names)
+        for right in rbac.OPERATOR
+    )
+
+
+@pytest.mark.parametrize("watched", [(), ("default",)])
+def test_every_call_is_covered_by_a_right(
+    in_cluster: Any, make: Make, watched: tuple[str, ...]
+) -> None:
+    async def body(cluster: Cluster) -> None:
+        leadership = Leadership(cluster.api, OWN, "operator-0", time.monotonic, precisely)
+        async with cluster.running(watch_namespaces=watched) as operator:
+            lead = asyncio.ensure_future(leadership.run(operator.complete.wait))
+            cluster.server.add(make("secret", 1))
+            cluster.server.add(make("peer", 1))
+            await cluster.until(cluster.tunnels)
+            cluster.server.remove("ipsecpeers", "default", "peer-1")
+            await cluster.until(lambda: not cluster.tunnels())
+            await lead
+            await cluster.until(lambda: cluster.server.all("events"))
+        assert {c.plural for c in cluster.server.calls} >= {"leases", "events", "daemonsets"}
+        beyond = {c for c in cluster.server.calls if not granted(c, watched)}
+        assert beyond == set()
+
+    in_cluster(body)
+
+
+def test_no_secret_is_told(in_cluster: Any, make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    psk = "correct horse battery staple"
+    forms = (psk, psk.encode().hex(), base64.b64encode(psk.encode()).decode())
+
+    async def body(cluster: Cluster) -> None:
+        async with cluster.running() as operator:
+            cluster.server.add(make("secret", 1))
+            cluster.server.add(make("peer", 1))
+            bad = make("peer", 2, remoteSubnets=[psk])
+            cluster.server.add(bad)
+            await cluster.until(cluster.tunnels)
+            cluster.server.add(make("secret", 1, psk + " 2"))
+            cluster.server.refuse = lambda call: 500 if call.plural == "secrets" else None
+            cluster.server.add(make("secret", 1, psk + " 3"))
+            await cluster.until(lambda: operator.controller.queue.failing)
+            cluster.server.refuse = lambda _: None
+            await cluster.until(lambda: cluster.server.all("events"))
+            await cluster.quiet(operator)
+            store = operator.controller.store
+            said = [repr(t) for t in (*store.present.values(), *store.wanted.values())]
+            said += [repr(store._data), repr(store.rejections), repr(operator.settings)]
+            said += [str(e) for e in cluster.server.all("events")]
+            said += [str(p.get("status")) for p in cluster.server.all("ipsecpeers")]
+            said += [str(d) for d in cluster.server.all("daemonsets")]
+            said += [record.getMessage() for record in caplog.records if "ipsec" in record.name]
+            assert len(said) > 10
+            assert [form for form in forms for text in said if form in text] == []
+
+    in_cluster(body)
+
+
+def test_the_pages_of_health(in_cluster: Any, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def body(cluster: Cluster) -> None:
+        async with cluster.running() as operator:
+            cluster.server.add(make("secret", 1))
+            cluster.server.add(make("peer", 1))
+            await cluster.until(cluster.tunnels)
+            runner = web.AppRunner(application(operator, None))
+            await runner.setup()
+            site = web.TCPSite(runner, "127.0.0.1", 0)
+            await site.start()
+            url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+
+            async def get(page: str) -> tuple[int, str]:
+                async with aiohttp.ClientSession() as session, session.get(url + page) as answer:
+                    return answer.status, await answer.text()
+
+            try:
+                assert await get("/healthz") == (200, "ok\n")
+                assert await get("/readyz") == (200, "leading\n")
+                _, text = await get("/metrics")
+                assert "kube_ipsec_operator_tunnels 1.0" in text
+                assert 'kube_ipsec_operator_resources{kind="IPsecPeer"} 1.0' in text
+                operator.deaf = True
+                assert (await get("/healthz"))[0] == 503
+                operator.deaf = False
+                monkeypatch.setattr("ipsec_operator.runtime.STALE", -1.0)
+                status, text = await get("/healthz")
+                assert status == 503
+                assert "nothing heard of" in text
+            finally:
+                await runner.cleanup()
+
+    in_cluster(body)
