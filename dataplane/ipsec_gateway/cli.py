@@ -34,9 +34,10 @@ from ipsec_gateway.handover import DEFAULT
 from ipsec_gateway.ipsec.abilities import USERSPACE
 from ipsec_gateway.ipsec.base import DataplaneError, IpsecBackend
 from ipsec_gateway.marks import BadNumbers, Numbers
+from ipsec_gateway.options import Options
 from ipsec_gateway.ports import PortConflict
 from ipsec_gateway.probe import probe
-from ipsec_gateway.runtime import Gateway, Options
+from ipsec_gateway.runtime import Gateway
 from ipsec_gateway.sources.directory import DirectorySource, NoSource
 from ipsec_gateway.udp import IkeSockets
 

@@ -17,22 +17,17 @@ import asyncio
 import contextlib
 import logging
 import os
-import socket
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Final, Protocol
 
 from ipsec_gateway import xfrmstat
 from ipsec_gateway.board import Cause
-from ipsec_gateway.classify import Network
 from ipsec_gateway.dynamic import generated
 from ipsec_gateway.handover import Handover
 from ipsec_gateway.http import HttpServer, Pages
 from ipsec_gateway.inplace import InPlace
 from ipsec_gateway.intent import Address, Facts, Intent, intent
-from ipsec_gateway.ipsec.abilities import Abilities
 from ipsec_gateway.ipsec.base import (
     DataplaneError,
     IpsecBackend,
@@ -43,9 +38,9 @@ from ipsec_gateway.ipsec.mtu import INITIAL
 from ipsec_gateway.lastgood import InForce, Key, LastGood
 from ipsec_gateway.links import Links
 from ipsec_gateway.logs import log_event
-from ipsec_gateway.marks import DEFAULT, Numbers
 from ipsec_gateway.metrics import Metrics, Scrape
 from ipsec_gateway.monitor import Monitor
+from ipsec_gateway.options import Options
 from ipsec_gateway.pathprobe.prober import Prober, subjects
 from ipsec_gateway.pathprobe.schedule import Health, Subject
 from ipsec_gateway.ports import PortConflict
@@ -58,7 +53,7 @@ from ipsec_gateway.statusfiles import FileStatusSink
 from ipsec_gateway.steering import Steering, device_mtu
 from ipsec_gateway.survey import Survey
 from ipsec_gateway.tools import ToolError
-from ipsec_gateway.udp import IKE_PORT, IkeSockets
+from ipsec_gateway.udp import IkeSockets
 from ipsec_ike.engine import Engine
 from ipsec_ike.events import ChildSaDown, ChildSaUp, Event, IkeSaDown, PeerMoved, Reason
 
@@ -101,33 +96,6 @@ class Companion(Protocol):
 
     def view(self) -> dict[str, Any]:
         """For /status."""
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """How a gateway is run. ``device`` is what the backend creates, None if it needs none;
-    ``encapsulate`` says that it carries ESP faster in UDP, ``kernel`` that the kernel's SPD
-    encrypts. With neither device nor kernel nothing is steered (tests). ``abilities`` are what
-    proposals are restricted to, None: everything.
-
-    ``resume`` is where records for a later life are kept; None: the gateway says good-bye and
-    leaves nothing, as it does with ``goodbye``, which also takes away what an earlier one left.
-    """
-
-    state: Path | None = None
-    listen: tuple[str, int] | None = None
-    device: str | None = None
-    encapsulate: bool = False
-    kernel: bool = False
-    abilities: Abilities | None = None
-    resume: Path | None = None
-    goodbye: bool = False
-    ports: tuple[int, int] = (IKE_PORT, 4500)
-    #: Networks of Services: their addresses need connection tracking.
-    services: tuple[Network, ...] = ()
-    #: Mark bits and tables that are ours on this node.
-    numbers: Numbers = DEFAULT
-    name: str = field(default_factory=socket.gethostname)
 
 
 class Gateway:

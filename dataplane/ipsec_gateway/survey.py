@@ -13,7 +13,7 @@ from ipsec_gateway.resolve import Resolver
 from ipsec_gateway.steering import local_addresses, local_interfaces
 
 if TYPE_CHECKING:
-    from ipsec_gateway.runtime import Options
+    from ipsec_gateway.options import Options
 
 
 class Survey:

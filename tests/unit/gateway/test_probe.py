@@ -10,8 +10,8 @@ from click.testing import CliRunner
 from ipsec_gateway import cli
 from ipsec_gateway.ipsec.abilities import USERSPACE, Abilities
 from ipsec_gateway.ipsec.base import DataplaneError
+from ipsec_gateway.options import Options
 from ipsec_gateway.probe import Kernel
-from ipsec_gateway.runtime import Options
 from ipsec_ike.numbers import Encr, Integ, TransformType
 from ipsec_ike.proposal import Transform
 

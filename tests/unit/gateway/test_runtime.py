@@ -17,9 +17,10 @@ import yaml
 from ipsec_gateway import runtime
 from ipsec_gateway.ipsec.base import PolicyDirection
 from ipsec_gateway.ipsec.recording import Operation, RecordingBackend
+from ipsec_gateway.options import Options
 from ipsec_gateway.ports import PortConflict
 from ipsec_gateway.resumefile import MEMORY, file_system
-from ipsec_gateway.runtime import Gateway, Options
+from ipsec_gateway.runtime import Gateway
 from ipsec_gateway.sources.directory import DirectorySource, NoSource
 
 
