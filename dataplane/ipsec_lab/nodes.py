@@ -151,10 +151,11 @@ class Nodes:
         self._agents[name] = process
 
     def agent_argv(self, name: str, *options: str, version: int = 4) -> list[str]:
-        """Its command line."""
+        """Its command line: with CAP_NET_ADMIN alone, as in its pod."""
         both = (4, 6) if version == 4 else (6, 4)
         own = ",".join(self.address(name, v) for v in both)
-        argv = [sys.executable, "-c"]
+        argv = ["setpriv", "--bounding-set", "-all,+net_admin", "--no-new-privs", "--"]
+        argv += [sys.executable, "-c"]
         argv.append("from ipsec_gateway.routeagent.cli import route_agent; route_agent()")
         argv += ["--node-name", name, "--node-ip", own, "--mesh-key", str(self.key)]
         argv += ["--state", str(self.folder / "state"), "--log-level", "debug"]
