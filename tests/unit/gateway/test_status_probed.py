@@ -1,0 +1,92 @@
+"""Healthy, and statuses where there are tunnels and no documents (in a cluster)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ipsec_gateway.intent import Facts, intent
+from ipsec_gateway.lastgood import InForce, Key, LastGood
+from ipsec_gateway.pathprobe.schedule import Health
+from ipsec_gateway.status import StatusBoard
+from ipsec_ike import events
+from ipsec_ike.inputs import Endpoint
+
+PEER = Key("IPsecPeer", "default", "hq")
+NAME = "default/hq"
+FACTS = Facts(resolved={"203.0.113.9": ("203.0.113.9",)}, sources={"203.0.113.9": "192.0.2.1"})
+
+
+def board_of(make: Any, **change: Any) -> StatusBoard:
+    board = StatusBoard(lambda: "2026-11-23T12:00:00Z")
+    found = LastGood().take(make.files(a=[make.secret(), make.peer()]))
+    if change:
+        (tunnel,) = found.tunnels
+        source = tunnel.source.model_copy(update=change)
+        policies = tuple(p.model_copy(update={"source": source}) for p in tunnel.policies)
+        tunnel = tunnel.model_copy(update={"source": source, "policies": policies})
+        found = InForce(tunnels=(tunnel,))
+    board.configured(found, intent(found.tunnels, FACTS))
+    board.event(
+        events.IkeSaUp(
+            peer=NAME,
+            local=Endpoint("192.0.2.1", 500),
+            remote=Endpoint("203.0.113.9", 500),
+            initiator=True,
+            spi_i=b"i" * 8,
+            spi_r=b"r" * 8,
+            suite="AES",
+            local_id="a",
+            remote_id="b",
+            nat_local=False,
+            nat_remote=False,
+        )
+    )
+    return board
+
+
+def conditions(board: StatusBoard) -> dict[str, tuple[str, str]]:
+    board.changes()
+    found = board.all()[PEER]["conditions"]
+    return {c["type"]: (c["status"], c["reason"]) for c in found}
+
+
+def test_what_nobody_measures_is_no_condition(make: Any) -> None:
+    board = board_of(make)
+    assert "Healthy" not in conditions(board)
+    board.probed({NAME: Health(None)})
+    assert "Healthy" not in conditions(board)
+
+
+def test_health_is_told_with_its_cause(make: Any) -> None:
+    board = board_of(make)
+    board.probed({NAME: Health(True, "Healthy", rtt=0.012345, loss=2)})
+    assert conditions(board)["Healthy"] == ("True", "Healthy")
+    assert board.all()[PEER]["lastProbe"] == {
+        "rtt": "12ms",
+        "loss": 2,
+        "time": "2026-11-23T12:00:00Z",
+    }
+    board.probed({NAME: Health(False, "ProbeLoss", "no answer", rtt=0.012345, loss=40)})
+    found = conditions(board)
+    assert found["Healthy"] == ("False", "ProbeLoss")
+    assert found["Ready"][0] == "False"
+    board.probed({NAME: Health(None, "NoProbe", "no address")})
+    found = conditions(board)
+    assert found["Healthy"] == ("Unknown", "NoProbe")
+    assert found["Ready"][1] != "NoProbe"
+
+
+def test_the_same_again_is_no_change(make: Any) -> None:
+    board = board_of(make)
+    board.probed({NAME: Health(True, "Healthy", rtt=0.0121, loss=0)})
+    assert PEER in board.changes()
+    board.probed({NAME: Health(True, "Healthy", rtt=0.0119, loss=0)})
+    assert not board.changes()
+
+
+def test_tunnels_alone_have_a_status_at_their_generation(make: Any) -> None:
+    board = board_of(make, generation=7, uid="u")
+    conditions(board)
+    status = board.all()[PEER]
+    assert status["observedGeneration"] == 7
+    assert {c["observedGeneration"] for c in status["conditions"]} == {7}
