@@ -78,7 +78,8 @@ class StatusBoard:
         self._trouble: Cause | None = None
         self._mtus: Mapping[str, int] = {}
         self._health: Mapping[str, Health] = {}
-        self._probes: dict[str, LastProbe] = {}
+        #: What was told last, and of what.
+        self._probes: dict[str, tuple[Health, LastProbe]] = {}
         #: What peers have from templates, by (peer, template).
         self._generated: dict[tuple[str, str], list[Generated]] = {}
 
@@ -118,14 +119,19 @@ class StatusBoard:
         self._generated = found
 
     def probed(self, health: Mapping[str, Health]) -> None:
-        """What the probes have found out, told when a verdict changes and once in a while."""
+        """What the probes have found out, told when a verdict changes and once in a while.
+
+        Figures within a factor of two of those in the status are no change: it is no meter.
+        """
+        probes: dict[str, tuple[Health, LastProbe]] = {}
         for peer, each in health.items():
-            if each.rtt is not None:
-                self._probes[peer] = LastProbe(
-                    rtt=_rounded(each.rtt), loss=each.loss, time=self._clock()
-                )
-        self._health = health
-        self._probes = {peer: each for peer, each in self._probes.items() if peer in health}
+            told = self._probes.get(peer)
+            if told is not None and _alike(each, told[0]):
+                probes[peer] = told
+            elif each.rtt is not None:
+                rtt = _rounded(each.rtt)
+                probes[peer] = each, LastProbe(rtt=rtt, loss=each.loss, time=self._clock())
+        self._health, self._probes = health, probes
         for peer in health:
             namespace, _, name = peer.partition("/")
             self._dirty.add(Key("IPsecPeer", namespace, name))
@@ -206,7 +212,7 @@ class StatusBoard:
             ike_version="IKEv2" if up else None,
             cipher_suite=state.suite if up else None,
             established_at=state.since or None,
-            last_probe=self._probes.get(name) if up else None,
+            last_probe=self._probes[name][1] if up and name in self._probes else None,
             effectiveMTU=self._mtu(name, tunnel) if up else None,
             childSAs=ChildSaCount(
                 installed=state.installed, expected=len(expected) + state.generated
@@ -425,6 +431,12 @@ def _healthy(health: Health | None) -> list[_Verdict]:
     if health.ok is None:
         return [_Verdict("Healthy", "Unknown", health.reason, health.message)]
     return [_Verdict("Healthy", str(health.ok), health.reason, health.message)]
+
+
+def _alike(new: Health, old: Health) -> bool:
+    if new.ok != old.ok or new.rtt is None or old.rtt is None or abs(new.loss - old.loss) >= 10:
+        return False
+    return old.rtt / 2 <= new.rtt <= old.rtt * 2
 
 
 def _rounded(seconds: float) -> str:
