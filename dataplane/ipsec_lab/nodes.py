@@ -189,7 +189,7 @@ class Nodes:
         return answer.partition(b"\r\n\r\n")[2].decode()
 
     def wait_for(self, name: str, peer: str, gateway: str | None, way: str) -> None:
-        """Until the agent on ``name`` has this way to a peer. Raises LabError after 15 s."""
+        """Until the agent on ``name`` has this way to a peer. Raises LabError after a minute."""
         seen = ""
         wanted = {"gateway": gateway, "way": way}
 
@@ -352,7 +352,7 @@ def remotes_of(peer: str) -> list[str]:
     return [f"10.{9 + number}.0.0/16", f"fd00:{9 + number:x}::/64"]
 
 
-def eventually(what: Callable[[], bool], *, seconds: float = 15.0) -> bool:
+def eventually(what: Callable[[], bool], *, seconds: float = 60.0) -> bool:
     """Whether it comes true within this time."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
