@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import quote
@@ -110,6 +110,8 @@ class Api:
     """Calls; ``async with`` closes the connections."""
 
     def __init__(self, config: Configuration) -> None:
+        # Without a limit: each watch holds a connection, and there are a few for each namespace.
+        config.connection_pool_maxsize = 0
         self._client = ApiClient(config)
         #: Calls by verb, for the metrics.
         self.calls: dict[str, int] = {}
@@ -144,7 +146,7 @@ class Api:
 
     async def watch(
         self, resource: Resource, namespace: str | None, version: str, **selectors: str
-    ) -> AsyncIterator[Object]:
+    ) -> AsyncGenerator[Object, None]:
         """Events since ``version`` until the server ends the stream.
 
         Raises Gone, ApiError; TimeoutError where nothing came for SILENCE seconds.

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable, Sequence
+from contextlib import aclosing
 from typing import Final, Protocol
 
 from ipsec_operator.api import Api, ApiError, Gone, Object, Resource
@@ -86,16 +87,17 @@ class Watch:
         return version
 
     async def _follow(self, version: str) -> str:
-        stream = self._api.watch(self._resource, self._namespace, version, **self._selectors)
-        async for event in stream:
-            self.heard = self._clock()
-            item = event.get("object") or {}
-            kind = event.get("type")
-            if kind in ("ADDED", "MODIFIED"):
-                self._sink.put(item)
-            elif kind == "DELETED":
-                self._sink.drop(item)
-            version = str((item.get("metadata") or {}).get("resourceVersion") or version)
+        events = self._api.watch(self._resource, self._namespace, version, **self._selectors)
+        async with aclosing(events):
+            async for event in events:
+                self.heard = self._clock()
+                item = event.get("object") or {}
+                kind = event.get("type")
+                if kind in ("ADDED", "MODIFIED"):
+                    self._sink.put(item)
+                elif kind == "DELETED":
+                    self._sink.drop(item)
+                version = str((item.get("metadata") or {}).get("resourceVersion") or version)
         # The server ends a watch now and then; it is no hurry to begin the next one.
         await asyncio.sleep(0.1)
         return version

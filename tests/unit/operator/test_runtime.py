@@ -37,21 +37,27 @@ OWN = "kube-ipsec"
 class Cluster:
     """An API server and what a test does with it."""
 
-    def __init__(self, server: ApiServer, url: str, api: Api) -> None:
+    def __init__(self, server: ApiServer, url: str) -> None:
         self.server = server
         self.url = url
-        self.api = api
 
-    def operator(self, **settings: Any) -> Operator:
+    def connection(self) -> Api:
+        config = Configuration()
+        config.host = self.url
+        return Api(config)
+
+    def operator(self, api: Api, **settings: Any) -> Operator:
         def connect(**_: Any) -> kopf.ConnectionInfo:
             return kopf.ConnectionInfo(server=self.url)
 
         chosen = Settings(image="registry.example/gateway:1", **settings)
-        return Operator(chosen, self.api, "operator-0", time.monotonic, connect)
+        return Operator(chosen, api, "operator-0", time.monotonic, connect)
 
     @asynccontextmanager
     async def running(self, **settings: Any) -> AsyncIterator[Operator]:
-        operator = self.operator(**settings)
+        # Connections of its own: kopf, when it stops, ends the server's tasks for the old ones.
+        api = self.connection()
+        operator = self.operator(api, **settings)
         task = asyncio.ensure_future(operator.run())
         try:
             complete = asyncio.ensure_future(operator.complete.wait())
@@ -70,6 +76,7 @@ class Cluster:
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
+            await api.__aexit__()
 
     async def until(self, true: Callable[[], Any]) -> Any:
         """Wait for it; pytest's own time limit is the end."""
@@ -126,10 +133,7 @@ def in_cluster() -> Callable[[Body], None]:
     async def run(body: Body) -> None:
         async with serving() as (server, url):
             server.add(NODE)
-            config = Configuration()
-            config.host = url
-            async with Api(config) as api:
-                await body(Cluster(server, url, api))
+            await body(Cluster(server, url))
 
     return lambda body: asyncio.run(run(body))
 
@@ -449,8 +453,8 @@ def test_every_call_is_covered_by_a_right(
     in_cluster: Any, make: Make, watched: tuple[str, ...]
 ) -> None:
     async def body(cluster: Cluster) -> None:
-        leadership = Leadership(cluster.api, OWN, "operator-0", time.monotonic, precisely)
         async with cluster.running(watch_namespaces=watched) as operator:
+            leadership = Leadership(operator.api, OWN, "operator-0", time.monotonic, precisely)
             lead = asyncio.ensure_future(leadership.run(operator.complete.wait))
             cluster.server.add(make("secret", 1))
             cluster.server.add(make("peer", 1))
