@@ -230,7 +230,7 @@ def carried(rig: KernelRig, device: str) -> None:
         namespace.ip(
             f"address add 169.254.8.{own}/30 dev {device}",
             f"link set dev {device} mtu 1300 up",
-            f"route add {lan} dev {device} metric 1",
+            f"route add {lan} via 169.254.8.{3 - own} dev {device} metric 1",
         )
     ping_until(top.gw_a, "169.254.8.2", timeout=60)
     rig.exchange_traffic(lan=(0,))
