@@ -71,6 +71,9 @@ class Agent:
         self._picture: Final = Picture()
         self._wake: Final = asyncio.Event()
         self._stopped = False
+        #: Whether something was said that has not been acted upon.
+        self._due = True
+        self._timed: object = None
         self._began = 0.0
         self._gateways: Gateways = {}
         self._node: Node | None = None
@@ -139,12 +142,18 @@ class Agent:
             if now - self._looked >= LOOK:
                 await self._look()
                 self._looked = now
-            await self._settle(now)
+                self._due = True
+            # Time passes, and for most of it nothing follows from that.
+            if self._due or self._picture.timed(now) != self._timed:
+                self._due = False
+                await self._settle(now)
+                self._timed = self._picture.timed(now)
         except ToolError as exc:
             self._errors += 1
             self._trouble = str(exc)
             self._tell([str(exc)])
             # What is there is not known any more.
+            self._due = True
             self._looked = float("-inf")
             return RETRY
         self._trouble = ""
@@ -217,6 +226,7 @@ class Agent:
 
     def _on_line(self, line: Says) -> None:
         if self._picture.said(line, asyncio.get_running_loop().time()):
+            self._due = True
             self._wake.set()
 
     def _on_gateways(self, gateways: Gateways) -> None:

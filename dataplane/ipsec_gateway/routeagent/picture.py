@@ -182,6 +182,13 @@ class Picture:
         _, name, claim = max(ranked, key=lambda each: each[0])
         return name, claim
 
+    def timed(self, now: float) -> tuple[frozenset[str], frozenset[str]]:
+        """What of ``carried`` depends on the time alone: who is heard, and what is forgotten."""
+        return (
+            frozenset(n for n, g in self._gateways.items() if now - g.heard <= SILENCE),
+            frozenset(p for p, v in self._vacant.items() if now - v.since >= FORGET),
+        )
+
     def next_change(self, now: float) -> float | None:
         """Seconds until silence or forgetting can change something, or None."""
         times = [g.heard + SILENCE - now for g in self._gateways.values()]

@@ -228,3 +228,18 @@ def test_whatever_is_said_a_fresh_claim_wins_and_nothing_is_lost_at_once(lines):
             fresh = {n for n, (peers, t) in last.items() if peer in peers and now - t <= SILENCE}
             if fresh:
                 assert after[peer].gateway in fresh
+
+
+def test_what_depends_on_time_alone_is_silence_and_forgetting():
+    picture, g1, g2 = Picture(), Gateway("g1"), Gateway("g2")
+    picture.said(g1.says(PEER), 0)
+    picture.said(g2.says(), 0)
+    at_first = picture.timed(1)
+    picture.said(g1.says(silent=True), 5)
+    assert picture.timed(SILENCE) == at_first
+    assert picture.timed(SILENCE + 1) != at_first
+    picture.said(g1.says(), 10)
+    before = picture.timed(10)
+    picture.said(g1.says(silent=True), 9 + FORGET)
+    assert picture.timed(9 + FORGET) == before
+    assert picture.timed(10 + FORGET) != before
