@@ -11,7 +11,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, Final
@@ -311,20 +311,21 @@ class Cluster:
         self._use = frozenset(key for key, tunnel in held.items() if _tolerant(tunnel))
         self._digest = digest_of({**self._owned, "use": tuple(self._use)})
 
-    def _line(self) -> Line:
+    def _line(self, told: str) -> Line:
         self._seq += 1
-        now, held = self._now(), self.membership.held
-        return Line(
+        line = Line(
             gateway=self.options.node,
             incarnation=self._incarnation,
             seq=self._seq,
             draining=self.membership.draining,
             gives_up=self.membership.gives_up,
             digest=self._digest,
-            owned=self._owned,
-            ages={peer: now - held.get(peer, now) for peer in self._owned},
-            use=self._use,
         )
+        if self._digest == told:
+            return line
+        now, held = self._now(), self.membership.held
+        ages = {peer: now - held.get(peer, now) for peer in self._owned}
+        return replace(line, owned=self._owned, ages=ages, use=self._use)
 
     # What comes in.
 

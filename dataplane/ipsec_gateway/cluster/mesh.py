@@ -52,9 +52,10 @@ class MeshKey:
 
 
 class MeshServer:
-    """Serves ``GET /mesh``. ``line`` gives what we are, as it is now, with all that we own."""
+    """Serves ``GET /mesh``. ``line`` gives what we are now, with what we own if its digest is not
+    the one that it is given."""
 
-    def __init__(self, key: MeshKey, line: Callable[[], Line]) -> None:
+    def __init__(self, key: MeshKey, line: Callable[[str], Line]) -> None:
         self._key: Final = key
         self._line: Final = line
         self._changed = asyncio.Event()
@@ -120,8 +121,8 @@ class MeshServer:
         told = ""
         while True:
             changed = self._changed
-            line = self._line()
-            data = meshline.encode(line.brief() if line.digest == told else line, key, nonce)
+            line = self._line(told)
+            data = meshline.encode(line, key, nonce)
             await asyncio.wait_for(response.write(data), SILENCE)
             told = line.digest
             try:

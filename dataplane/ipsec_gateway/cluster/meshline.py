@@ -28,7 +28,7 @@ from __future__ import annotations
 import hmac
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from hashlib import blake2b, sha256
 from ipaddress import ip_network
 from typing import Any, Final
@@ -64,10 +64,6 @@ class Line:
     owned: Mapping[str, tuple[str, ...]] | None = None
     ages: Mapping[str, float] = field(default_factory=dict)
     use: frozenset[str] = frozenset()
-
-    def brief(self) -> Line:
-        """The same without what is owned, for a stream that has told it already."""
-        return replace(self, owned=None, ages={}, use=frozenset())
 
 
 def digest_of(owned: Mapping[str, tuple[str, ...]]) -> str:

@@ -107,6 +107,8 @@ def test_three_share_the_peers_and_hand_over(rig: Any) -> None:
     async def story() -> None:
         async with rig("a", "b", "c") as it:
             await it.settled()
+            everybody = sorted(NODES)
+            await it.until(lambda: all(c.view()["live"] == everybody for c in it.clusters.values()))
             # Started one after the other, the first may hold more than its share: none moves.
             first = it.owners(PEERS[0])[0]
             await it.clusters[first].drain()
