@@ -7,7 +7,7 @@ nothing else changes hands.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import blake2b
@@ -50,7 +50,12 @@ def weight(peer: str, gateway: str) -> bytes:
 
 def ranking(peer: str, gateways: Iterable[str]) -> tuple[str, ...]:
     """Gateways from the most to the least preferred one."""
-    return tuple(sorted(set(gateways), key=lambda g: (weight(peer, g), g), reverse=True))
+    return _ranked(peer, frozenset(gateways))
+
+
+@lru_cache(maxsize=16384)
+def _ranked(peer: str, gateways: frozenset[str]) -> tuple[str, ...]:
+    return tuple(sorted(gateways, key=lambda g: (weight(peer, g), g), reverse=True))
 
 
 def assign(
@@ -67,7 +72,9 @@ def assign(
     Without ``preempt`` a gateway that holds the peer keeps it; of several the first does.
     """
     tired = frozenset(gave_up)
-    order = sorted(ranking(peer, able), key=lambda g: g in tired)
+    order: Sequence[str] = ranking(peer, able)
+    if tired:
+        order = sorted(order, key=lambda g: g in tired)
     if not order:
         return Assignment()
     owner = order[0]

@@ -136,6 +136,9 @@ class Membership:
         self._base: set[str] = {me}
         #: Grows with everything that a decision depends on, but for the passing of time.
         self.epoch = 0
+        #: Of the decision under way, by what peers ask for: who is able, which of them gave some
+        #: peer up, and whether somebody is blind.
+        self._ables: dict[object, tuple[frozenset[str], tuple[str, ...], bool]] = {}
         self._leaving: dict[str, float] = {}
         self._split: dict[str, float] = {}
 
@@ -241,6 +244,7 @@ class Membership:
         may_take = self.joined(now) and self._quorate(now)
         self._tidy(now)
         assignments: dict[str, Assignment] = {}
+        self._ables.clear()
         for peer in self.held.keys() - claims.keys():
             del self.held[peer]
         for peer, claim in claims.items():
@@ -259,13 +263,19 @@ class Membership:
         return Decision(held, held - before, before - held, assignments)
 
     def _assign(self, peer: str, claim: Claim, now: float) -> Assignment:
-        able = self.able(claim, now)
-        gave_up = {n for n in able if peer in self._view(n).gives_up} if claim.by_probe else ()
+        wish = claim.wish
+        key = (claim.patience, wish.group, frozenset(wish.labels.items()))
+        found = self._ables.get(key)
+        if found is None:
+            able = frozenset(self.able(claim, now))
+            tired = tuple(n for n in able if self._view(n).gives_up)
+            found = self._ables[key] = able, tired, self._blind(able, now)
+        able, tired, blind = found
         return assign(
             peer,
             able,
-            holders=() if self._blind(able, now) else self._holders(peer, claim, now),
-            gave_up=gave_up,
+            holders=() if blind else self._holders(peer, claim, now),
+            gave_up=[n for n in tired if claim.by_probe and peer in self._view(n).gives_up],
             preempt=claim.preempt,
         )
 
