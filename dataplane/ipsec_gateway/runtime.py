@@ -21,7 +21,6 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol
 
-from ipsec_gateway import xfrmstat
 from ipsec_gateway.board import Cause
 from ipsec_gateway.dynamic import generated
 from ipsec_gateway.handover import Handover
@@ -35,21 +34,21 @@ from ipsec_gateway.ipsec.base import (
     WorkerRestarted,
 )
 from ipsec_gateway.ipsec.mtu import INITIAL
-from ipsec_gateway.lastgood import InForce, Key, LastGood
+from ipsec_gateway.lastgood import InForce, LastGood
 from ipsec_gateway.links import Links
 from ipsec_gateway.logs import log_event
-from ipsec_gateway.metrics import Metrics, Scrape
+from ipsec_gateway.metrics import Metrics
 from ipsec_gateway.monitor import Monitor
 from ipsec_gateway.options import Options
 from ipsec_gateway.pathprobe.prober import Prober, subjects
 from ipsec_gateway.pathprobe.schedule import Health, Subject
 from ipsec_gateway.ports import PortConflict
 from ipsec_gateway.pump import Pump
+from ipsec_gateway.reports import Companion, Reports
 from ipsec_gateway.resolve import Resolver
 from ipsec_gateway.sizes import Sized, Sizes
 from ipsec_gateway.sources.directory import Files
 from ipsec_gateway.status import StatusBoard
-from ipsec_gateway.statusfiles import FileStatusSink
 from ipsec_gateway.steering import Steering, device_mtu
 from ipsec_gateway.survey import Survey
 from ipsec_gateway.tools import ToolError
@@ -71,8 +70,6 @@ RETRY: Final = 2.0
 POLL: Final = 2.0
 #: Seconds for which arrivals of peers that come to us are collected.
 GATHER: Final = 0.5
-#: Seconds for which changes of status are collected.
-DEBOUNCE: Final = 0.1
 
 
 class Source(Protocol):
@@ -83,19 +80,6 @@ class Source(Protocol):
 
     def refresh(self) -> None:
         """Look again now."""
-
-
-class Companion(Protocol):
-    """Who else wants to know: the cluster."""
-
-    def publish(self, changes: Mapping[Key, dict[str, Any] | None], in_force: InForce) -> None:
-        """Statuses that changed."""
-
-    def probed(self, verdicts: Mapping[str, bool | None]) -> None:
-        """Whether each tunnel carries traffic; None: nothing that counts was measured."""
-
-    def view(self) -> dict[str, Any]:
-        """For /status."""
 
 
 class Gateway:
@@ -139,7 +123,6 @@ class Gateway:
         self._sizes: Final = Sizes()
         self._sized = Sized({}, {})
         self._sizes_due = 0.0
-        self._sink: Final = FileStatusSink(options.state) if options.state else None
         self._in_force: InForce | None = None
         self._intent: Intent | None = None
         #: What the intent was computed from.
@@ -149,15 +132,21 @@ class Gateway:
         self._checked = 0.0
         self._here: Final = InPlace(self.pump, self._steering, self._handover)
         self.pump.prepare = self._here.prepare
+        self._reports: Final = Reports(
+            options,
+            self.board,
+            self.metrics,
+            self.pump,
+            self._sockets,
+            self._here,
+            self._steering,
+            companion,
+        )
         self._backend_task: asyncio.Task[None] | None = None
         self._wake: Final = asyncio.Event()
-        self._changed: Final = asyncio.Event()
         self._stop: Final = asyncio.Event()
         self._failure: BaseException | None = None
         self._arrivals: asyncio.TimerHandle | None = None
-        self._ready = False
-        #: Whether statuses of objects that went away while nobody looked are deleted.
-        self._swept = False
         self._told: set[str] = set()
 
     def stop(self, *, goodbye: bool = False) -> None:
@@ -176,11 +165,12 @@ class Gateway:
         """Until ``stop``. Raises PortConflict or OSError where it cannot start, and whatever broke
         it later."""
         self._loop.set_exception_handler(self._on_exception)
-        if self._sink is not None:
-            self.board.remember(self._sink.open())
+        self._reports.open()
         self._sockets.open()
         self.pump.sockets = self._sockets
-        server = HttpServer(Pages(self._missing, self._scrape, self._document))
+        server = HttpServer(
+            Pages(self._reports.missing, self._reports.scrape, self._reports.document)
+        )
         tasks: list[asyncio.Task[None]] = []
         try:
             if self._options.listen is not None:
@@ -189,7 +179,12 @@ class Gateway:
             self._sockets.attach(self._loop)
             self._monitor.open()
             log.info("IKE on UDP ports %s", " and ".join(map(str, self._sockets.ports)))
-            work = (self._reconcile_forever(), self._follow(), self._poll(), self._write())
+            work = (
+                self._reconcile_forever(),
+                self._follow(),
+                self._poll(),
+                self._reports.write_forever(),
+            )
             tasks = [asyncio.create_task(each) for each in work]
             if self._steering is not None:
                 tasks.append(asyncio.create_task(self._prober.run()))
@@ -226,7 +221,7 @@ class Gateway:
             else:
                 in_force = await self._handover.take(self._memory, files.files)
             self._tell(in_force)
-            self._in_force = in_force
+            self._in_force = self._reports.in_force = in_force
             self._wake_up()
 
     def _tell(self, in_force: InForce) -> None:
@@ -281,7 +276,7 @@ class Gateway:
                 if in_force is not self._in_force:
                     return True  # superseded, and woken up again
                 self.board.configured(in_force, wanted)
-                self._changed.set()
+                self._reports.changed.set()
                 if wanted == self._intent:
                     wanted = self._intent
             if wanted.peers or wanted.policies or in_force.standby:
@@ -289,13 +284,13 @@ class Gateway:
             elif self._intent is None or self._intent.peers or self._intent.policies:
                 await self._withdraw()
             self._intent, self._basis = wanted, (in_force, facts)
-            self._ready = True
+            self._reports.ready = True
         except (ToolError, DataplaneError) as exc:
             trouble = Cause("DataplaneError", str(exc))
             log.error("cannot make it so: %s", exc)
             self._done = None
         self.board.programmed(trouble)
-        self._changed.set()
+        self._reports.changed.set()
         self.metrics.reconciled(self._loop.time() - started, ok=trouble is None)
         return trouble is None
 
@@ -364,7 +359,7 @@ class Gateway:
             return
         self._sized = sized
         self.board.sized(sized.mtus)
-        self._changed.set()
+        self._reports.changed.set()
         if self._options.kernel:
             self._wake_up()
 
@@ -436,7 +431,7 @@ class Gateway:
                 await asyncio.wait_for(self.pump.settled(), GOODBYE)
             self._handover.close()
             await backend.close(remove=False)
-            await self._write_changes()
+            await self._reports.write()
             return
         log.info("stopping")
         try:
@@ -450,7 +445,7 @@ class Gateway:
             self._handover.crashed()
         else:
             self._handover.forget()
-        await self._write_changes()
+        await self._reports.write()
 
     # Reports.
 
@@ -459,7 +454,7 @@ class Gateway:
         self.board.event(event)
         self.metrics.event(event)
         self._handover.event(event)
-        self._changed.set()
+        self._reports.changed.set()
         if isinstance(event, ChildSaUp | ChildSaDown | PeerMoved):
             self._sizes_due = 0.0
             template = "" if isinstance(event, PeerMoved) else event.template
@@ -486,7 +481,7 @@ class Gateway:
 
     def _probed(self, health: Mapping[str, Health]) -> None:
         self.board.probed(health)
-        self._changed.set()
+        self._reports.changed.set()
         if self._companion is not None:
             self._companion.probed({peer: each.ok for peer, each in health.items()})
 
@@ -495,72 +490,6 @@ class Gateway:
             await asyncio.sleep(POLL)
             await self.pump.poll()
             self._measure()
-
-    async def _write(self) -> None:
-        while True:
-            await self._changed.wait()
-            await asyncio.sleep(DEBOUNCE)
-            self._changed.clear()
-            await self._write_changes()
-
-    async def _write_changes(self) -> None:
-        changes = self.board.changes()
-        if self._companion is not None and self._in_force is not None:
-            self._companion.publish(changes, self._in_force)
-        if self._sink is None:
-            return
-        try:
-            await asyncio.to_thread(self._sink.write, changes)
-            if self._ready and not self._swept:
-                await asyncio.to_thread(self._sink.drop, set(self.board.all()))
-                self._swept = True
-        except OSError as exc:
-            log.error("status files cannot be written: %s", exc)
-
-    def _missing(self) -> str:
-        return "" if self._ready else "the first documents are not in force yet"
-
-    async def _scrape(self) -> bytes:
-        wanted = self._here.wanted()
-        backend = self.pump.backend
-        drops = getattr(backend, "drops", None)
-        self.metrics.scrape = Scrape(
-            gateway=self._options.name,
-            peers=self.board.up(),
-            configured=frozenset(p.name for p in wanted.peers),
-            children=wanted.children,
-            patterns=wanted.patterns,
-            traffic=await self.pump.traffic(),
-            guard=await self._guard_counters(),
-            ike_counters=dict(self.pump.engine.counters),
-            socket_counters=dict(self._sockets.counters),
-            dataplane_drops=drops() if callable(drops) else {},
-            xfrm=xfrmstat.read() if self._options.kernel else {},
-        )
-        return self.metrics.render()
-
-    async def _guard_counters(self) -> dict[str, Any]:
-        if self._steering is None or self.pump.backend is None:
-            return {}
-        try:
-            return dict(await self._steering.counters())
-        except ToolError:
-            # The table is being replaced, or somebody took it away: the next look has them.
-            return {}
-
-    async def _document(self) -> dict[str, Any]:
-        await self._write_changes()
-        return {
-            "gateway": self._options.name,
-            "dataplane": self.pump.backend.name if self.pump.backend else None,
-            "sysctls": self._steering.sysctls.changed if self._steering else {},
-            "objects": [
-                {"kind": key.kind, "namespace": key.namespace, "name": key.name, "status": status}
-                for key, status in sorted(self.board.all().items())
-            ],
-            **({"cluster": self._companion.view()} if self._companion else {}),
-            "errors": [str(e) for e in self._in_force.errors] if self._in_force else [],
-        }
 
     # The watchdog.
 

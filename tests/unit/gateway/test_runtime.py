@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from ipsec_gateway import runtime
+from ipsec_gateway import reports, runtime
 from ipsec_gateway.ipsec.base import PolicyDirection
 from ipsec_gateway.ipsec.recording import Operation, RecordingBackend
 from ipsec_gateway.options import Options
@@ -80,13 +80,13 @@ class Rig:
 @pytest.fixture
 def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rig:
     monkeypatch.setattr(runtime, "RETRY", 0.05)
-    monkeypatch.setattr(runtime, "DEBOUNCE", 0.01)
+    monkeypatch.setattr(reports, "DEBOUNCE", 0.01)
     return Rig(tmp_path)
 
 
 def test_the_data_plane_comes_and_goes_with_the_tunnels(rig: Rig, make) -> None:
     async def work(gateway: Gateway) -> None:
-        await rig.until(lambda: gateway._ready)
+        await rig.until(lambda: gateway._reports.ready)
         assert rig.backends == []
         rig.write(make.secret(), make.peer(passive=True))
         await rig.until(lambda: rig.backends and rig.backends[0].policies)
@@ -134,7 +134,7 @@ def test_what_breaks_in_a_callback_ends_the_gateway(
     rig.write(make.secret(), make.peer(passive=True))
 
     async def work(gateway: Gateway) -> None:
-        await rig.until(lambda: gateway._ready)
+        await rig.until(lambda: gateway._reports.ready)
 
         def broken(*_: object) -> None:
             raise ZeroDivisionError("for the test")
@@ -168,9 +168,9 @@ def test_pages(tmp_path: Path, make) -> None:
         return int(head.split()[1]), body
 
     async def work(gateway: Gateway) -> None:
-        await rig.until(lambda: gateway._ready)
+        await rig.until(lambda: gateway._reports.ready)
         assert await get("/readyz") == (200, "ok\n")
-        gateway._ready = False
+        gateway._reports.ready = False
         assert (await get("/readyz"))[0] == 503
         assert (await get("/healthz"))[0] == 200
         code, text = await get("/metrics")
@@ -203,7 +203,7 @@ def test_what_outlives_the_gateway_is_left_to_the_next_one(tmp_path: Path, make)
     rig.write(make.secret(), make.peer(passive=True))
 
     async def until_programmed(gateway: Gateway) -> None:
-        await rig.until(lambda: gateway._ready)
+        await rig.until(lambda: gateway._reports.ready)
 
     rig.run(until_programmed)
     assert len(rig.kernel[1]) == 3
@@ -239,7 +239,7 @@ def test_cleanup(tmp_path: Path, make) -> None:
     rig.write(make.secret(), make.peer(passive=True))
 
     async def until_programmed(gateway: Gateway) -> None:
-        await rig.until(lambda: gateway._ready)
+        await rig.until(lambda: gateway._reports.ready)
 
     rig.run(until_programmed)
     assert rig.kernel[1]
