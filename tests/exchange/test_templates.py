@@ -400,6 +400,7 @@ def test_reqids_do_not_collide() -> None:
     crowd.connect("first.example", "10.1.0.1/32")
     crowd.connect("second.example", "10.1.0.2/32")
     assert {reqid for _, reqid in crowd.ups()} == {7, 8}
+    assert NotifyType.NO_ADDITIONAL_SAS in crowd.connect("third.example", "10.1.0.3/32")
 
 
 def test_what_a_peer_does_not_have_any_more_is_not_made_anew() -> None:

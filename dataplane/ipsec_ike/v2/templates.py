@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final, cast
 
 from ipsec_ike.config import GENERATED, ChildConfig, Mode, TemplateConfig
+from ipsec_ike.errors import NoAdditionalSas
 from ipsec_ike.events import SelectorsRefused
 from ipsec_ike.sa.child_sa import ChildSa, ChildState
 from ipsec_ike.sa.narrowing import Match, Selectors, covers
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 #: What one range of ports may come to in a data plane that knows masks only.
 _MASKS: Final = 16
+#: Reqids that are tried before there are too many children.
+_PROBES: Final = 4096
 _OVER: Final = (ChildState.DELETING, ChildState.DELETED)
 
 
@@ -43,7 +46,9 @@ def allowed(sa: IkeSa) -> Iterator[TemplateConfig]:
 
 
 def generate(sa: IkeSa, local: Selectors, remote: Selectors) -> tuple[list[Match], bool]:
-    """What the templates give of an offer, the best first, and whether something was refused."""
+    """What the templates give of an offer, the best first, and whether something was refused.
+
+    Raises NoAdditionalSas."""
     found: list[Match] = []
     refused = False
     for template in allowed(sa):
@@ -103,21 +108,22 @@ def _bounds(template: TemplateConfig, selectors: Selectors, address: str) -> Sel
 
 
 def _child(sa: IkeSa, template: TemplateConfig, local: Selectors, remote: Selectors) -> ChildConfig:
+    """Raises NoAdditionalSas."""
     assert sa.remote_id is not None
     who = sa.remote_id
     key = f"{sa.peer.config.name}\0{template.name}\0{int(who.type)}:{who.data.hex()}"
     for selectors in (local, remote):
         key += "\0" + ",".join(map(str, selectors))
+    digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
+    name = f"{template.name}{GENERATED}{digest.hex()[:8]}"
     taken = {c.config.reqid: c.config.name for c in sa.host.children.values() if c.config.template}
-    attempt = 0
-    while True:
-        digest = hashlib.blake2b(f"{key}\0{attempt}".encode(), digest_size=8).digest()
-        first, last = template.reqids
-        reqid = first + int.from_bytes(digest) % (last - first + 1)
-        name = f"{template.name}{GENERATED}{digest.hex()[:8]}"
+    first, last = template.reqids
+    size = last - first + 1
+    for step in range(min(size, _PROBES)):
+        reqid = first + (int.from_bytes(digest) + step) % size
         if reqid not in sa.host.peers.by_reqid and taken.get(reqid, name) == name:
             return _made(sa, template, local, remote, name, reqid)
-        attempt += 1
+    raise NoAdditionalSas("no reqid is left")
 
 
 def _made(
@@ -177,6 +183,12 @@ def _objection(sa: IkeSa, template: TemplateConfig, child: ChildConfig) -> str:
     for other in sa.host.children.values():
         if not other.config.template or other.state in _OVER:
             continue
+        theirs = other.carries[1]
+        if len(theirs) == 1 == len(mine[1]) and _apart(mine[1][0], theirs[0]):
+            # As it is with nearly all of many road warriors.
+            if other.config.name != child.name and _same_owner(sa, other):
+                pairs += _pairs(other.carries)
+            continue
         if _same_owner(sa, other):
             if other.config.name != child.name:
                 pairs += _pairs(other.carries)
@@ -217,6 +229,11 @@ def _same_owner(sa: IkeSa, child: ChildSa) -> bool:
 def _whose(child: ChildSa) -> str:
     other = cast("IkeSa", child.owner)
     return f"peer {other.peer.config.name} ({other.remote_id} at {other.remote})"
+
+
+def _apart(one: TrafficSelector, two: TrafficSelector) -> bool:
+    """Their addresses alone tell them apart."""
+    return len(one.start) != len(two.start) or one.end < two.start or two.end < one.start
 
 
 def _share(one: tuple[Selectors, Selectors], two: tuple[Selectors, Selectors]) -> bool:
