@@ -265,6 +265,10 @@ def gateway(
             asyncio.run(_run_in_cluster(options, group, memory, make_backend))
         else:
             asyncio.run(_run(options, None if cleanup else manifests, make_backend))
+        if cleanup and memory.is_dir():
+            from ipsec_gateway.cluster.memory import Memory
+
+            Memory(memory).forget()
     except PortConflict as exc:
         _end(str(exc), _CONFLICT)
     except PermissionError as exc:

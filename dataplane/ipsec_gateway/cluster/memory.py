@@ -9,6 +9,7 @@ Files are replaced whole. What cannot be read is as if it were not there.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -90,8 +91,11 @@ class Memory:
     def forget(self) -> None:
         """Nobody is to go on with it."""
         if self._directory is not None:
-            for name in ("tunnels.json", "held.json"):
+            for name in ("tunnels.json", "held.json", "pid"):
                 (self._directory / name).unlink(missing_ok=True)
+            # Somebody else's files may be in there.
+            with contextlib.suppress(OSError):
+                self._directory.rmdir()
 
     def _load(self, name: str) -> dict[str, Any]:
         if self._directory is None:

@@ -163,9 +163,7 @@ def test_the_next_life_goes_on_with_what_it_had(rig: Any) -> None:
     try:
         asyncio.run(story())
     finally:
-        for file in memory.glob("*"):
-            file.unlink()
-        memory.rmdir()
+        Memory(memory).forget()
 
 
 def test_statuses_are_the_owners(rig: Any) -> None:
@@ -277,7 +275,7 @@ def test_memory_that_is_damaged_or_old_is_no_memory(tmp_path: Path) -> None:
         assert not memory.read().tunnels
     finally:
         Memory(folder).forget()
-        folder.rmdir()
+    assert not folder.exists()
 
 
 def test_who_we_are_is_in_the_environment(tmp_path: Path) -> None:
