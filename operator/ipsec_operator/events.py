@@ -131,7 +131,8 @@ class Events:
             self.suppressed += 1
             return False
         budget.tokens -= 1
-        if len(self._told) > 10 * BURST * max(1, len(self._budgets)):
-            self._told = {k: at for k, at in self._told.items() if now - at < REPEAT}
-        self._told[said] = now
+        if kind == "Warning":
+            if len(self._told) > BURST * len(self._budgets):
+                self._told = {k: at for k, at in self._told.items() if now - at < REPEAT}
+            self._told[said] = now
         return True

@@ -135,7 +135,9 @@ class _Tunnels:
             self.put(item)
 
     def put(self, item: Object) -> None:
-        self._store.put_tunnel(tunnels.read(item))
+        # The type of a Secret cannot be changed; others may have our label and are not ours.
+        if item.get("type") == TUNNEL_SECRET_TYPE:
+            self._store.put_tunnel(tunnels.read(item))
 
     def drop(self, item: Object) -> None:
         self._store.drop_tunnel(_name(item))

@@ -100,11 +100,16 @@ def read(raw: Mapping[str, Any]) -> Tunnel:
         text = base64.b64decode((raw.get("data") or {}).get(TUNNEL_KEY, ""), validate=True)
     except (ValueError, TypeError, binascii.Error):
         text = b""
+    secret = str(metadata.get("name", ""))
     namespace, _, name = str(annotations.get(SOURCE_ANNOTATION, "")).partition("/")
+    unit = Key("IPsecPeer", namespace, name)
+    if secret != tunnel_secret_name(namespace, name):
+        # A copy, or one whose annotation somebody has taken away: nobody's.
+        unit = Key("Nobody", "", secret)
     found = digest(text)
     return Tunnel(
-        name=str(metadata.get("name", "")),
-        unit=Key("IPsecPeer", namespace, name),
+        name=secret,
+        unit=unit,
         digest=found if annotations.get(DIGEST_ANNOTATION) == found else "",
         text=SecretBytes(text),
         version=str(metadata.get("resourceVersion", "")),

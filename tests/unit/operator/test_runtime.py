@@ -322,6 +322,19 @@ def test_a_tunnel_secret_that_somebody_changed_or_deleted_is_made_anew(
             )
             cluster.server.remove("secrets", OWN, name)
             await cluster.until(cluster.tunnels)
+            # A copy of it would be the same tunnel twice; what only has the label is not ours.
+            metadata = held["metadata"] | {"name": "copy"}
+            cluster.server.add(held | {"metadata": metadata})
+            labels = {"kubeipsec.dev/tunnel": "true"}
+            other = {"name": "other", "namespace": OWN, "labels": labels}
+            secret = {"apiVersion": "v1", "kind": "Secret", "type": "Opaque", "metadata": other}
+            cluster.server.add(secret)
+            await cluster.until(
+                lambda: "copy" not in {s["metadata"]["name"] for s in cluster.server.all("secrets")}
+            )
+            await cluster.quiet(operator)
+            assert cluster.server.one("secrets", OWN, "other")
+            assert cluster.server.one("secrets", OWN, name)
 
     in_cluster(body)
 

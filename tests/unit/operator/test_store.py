@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from ipsec_api.cluster import tunnel_secret_name
 from ipsec_api.compile import compile as compile_snapshot
 from ipsec_api.documents import parse_object, snapshot_of
 from ipsec_operator import tunnels
@@ -156,7 +157,7 @@ def test_a_secret_that_nobody_can_read_is_left_alone_while_the_peer_is_wrong(
     peer = make("peer", 1)
     raw = {
         "metadata": {
-            "name": "tunnel-x",
+            "name": tunnel_secret_name("default", "peer-1"),
             "annotations": {"kubeipsec.dev/source": "default/peer-1"},
         },
         "data": {"tunnel.json": "e30="},
