@@ -148,9 +148,8 @@ def kernel_topology() -> Iterator[Topology]:
             # Such as an administrator has it where tunnels end: what comes out of an SA may be for
             # another interface than the one that it came in by.
             topology.gateway(site).sysctl({"ipv4.conf.all.rp_filter": 0})
-            # All namespaces share one memory: where a packet's pages are decrypted in place at the
-            # far gateway, the sniffer's copy of it could become readable. Without scattered pages
-            # each copy has its own.
+            # All namespaces share one memory: the far gateway decrypts in place, in pages that the
+            # sniffer holds too (docs/lab.md). Without scattered pages each copy has its own.
             topology.gateway(site).run("ethtool", "-K", "wan0", "sg", "off")
         yield topology
 
