@@ -89,19 +89,29 @@ async def _run(chosen: settings.Settings) -> None:
         try:
             await web.TCPSite(runner, None, chosen.port).start()
             work = it.run() if leadership is None else leadership.run(it.run)
-            await _until_signal(asyncio.ensure_future(work))
+            await _until_signal(asyncio.ensure_future(work), it.kopf_runs)
         finally:
             await runner.cleanup()
 
 
-async def _until_signal(work: asyncio.Future[None]) -> None:
-    loop = asyncio.get_running_loop()
+async def _until_signal(work: asyncio.Future[None], kopf_runs: asyncio.Event) -> None:
     asked = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, asked.set)
+
+    def listen() -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, asked.set)
+
+    async def listen_again() -> None:
+        # kopf, once it runs, would stop itself first and then wait for tasks that are not its own.
+        await kopf_runs.wait()
+        listen()
+
+    listen()
+    again = asyncio.ensure_future(listen_again())
     waiter: asyncio.Future[Any] = asyncio.ensure_future(asked.wait())
     await asyncio.wait({work, waiter}, return_when=asyncio.FIRST_COMPLETED)
-    waiter.cancel()
+    for task in (waiter, again):
+        task.cancel()
     if not work.done():
         work.cancel()
         await asyncio.wait({work})

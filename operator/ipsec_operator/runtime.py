@@ -184,6 +184,8 @@ class Operator:
         self.gateways = Gateways(clock)
         #: Set once everything has been listed.
         self.complete = asyncio.Event()
+        #: Set once kopf runs. It has taken the process's signals for itself by then.
+        self.kopf_runs = asyncio.Event()
         #: Set if kopf's watches have been seen to be deaf.
         self.deaf = False
         self.nodes: dict[str, discovery.Node] = {}
@@ -291,6 +293,7 @@ class Operator:
                 clusterwide=not self.settings.watch_namespaces,
                 namespaces=list(self.settings.watch_namespaces),
                 stop_flag=stop,
+                ready_flag=self.kopf_runs,
             )
         )
         try:
