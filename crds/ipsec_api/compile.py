@@ -5,6 +5,9 @@ that has it, and the rest is compiled. Where two objects want the same thing, th
 (``creationTimestamp``, then namespace and name), so that a new object cannot take a running tunnel
 down.
 
+The operator compiles only what a change has to do with. Whoever lets one peer or policy look at
+another one in a new way tells it so (``ipsec_operator.graph.interests_of``).
+
 ==============================  ============================================================
 what                            becomes
 ==============================  ============================================================
