@@ -156,9 +156,7 @@ class Outer:
         self._failed: Final = failed
         self._report: Final = report
 
-    def path(
-        self, source: Endpoint, destination: Endpoint, *, encap: bool, mark: int = 0
-    ) -> Path:
+    def path(self, source: Endpoint, destination: Endpoint, *, encap: bool, mark: int = 0) -> Path:
         """The path of an SA, whose packets have this mark (0: as the socket has it). Raises
         DataplaneError if no socket can send from there."""
         sock = self._senders.find(source, destination, encap=encap)
