@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ipsec_api.ownership import Wish, ranking
-from ipsec_gateway.cluster.membership import PATIENCE, Claim, LeaseFacts, Membership
+from ipsec_gateway.cluster.membership import LETTING_GO, PATIENCE, Claim, LeaseFacts, Membership
 from ipsec_gateway.cluster.meshline import Line, digest_of
 
 PEERS = {f"ns/p{n}": Claim() for n in range(6)}
@@ -210,6 +210,20 @@ def test_draining_hands_over_without_a_gap() -> None:
         assert all(cluster.owners(peer) for peer in PEERS)
     assert not cluster.held["a"]
     assert cluster.settled()
+
+
+def test_a_peer_is_let_go_when_another_has_it_or_time_is_up() -> None:
+    claims = {"ns/p": Claim(), "ns/q": Claim()}
+    me = Membership("a", 0.0, held=claims)
+    me.leases({}, 0.0)
+    assert me.line(Line("b", "1", 1, digest="0", owned={}), 0.0)
+    me.decide(claims, 0.0)
+    me.draining = True
+    assert me.decide(claims, 0.1).held == claims.keys()
+    assert me.line(Line("b", "1", 2, digest="1", owned={"ns/p": ()}), 0.5)
+    assert me.decide(claims, 0.6).dropped == {"ns/p"}
+    assert me.decide(claims, 0.1 + LETTING_GO - 0.1).held == {"ns/q"}
+    assert me.decide(claims, 0.1 + LETTING_GO + 0.1).dropped == {"ns/q"}
 
 
 def test_draining_alone_keeps_everything() -> None:
