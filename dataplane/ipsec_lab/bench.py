@@ -15,6 +15,7 @@ from ipsec_lab import bench_report, strongswan, userns
 from ipsec_lab.bench_handshakes import handshakes, tunnel
 from ipsec_lab.bench_kernel import EMULATED, kernel
 from ipsec_lab.bench_modp import modp
+from ipsec_lab.bench_operator import operator
 from ipsec_lab.bench_pair import Settings
 from ipsec_lab.bench_report import Row
 from ipsec_lab.bench_stream import stream
@@ -29,11 +30,14 @@ BENCHES: Final[Mapping[str, Callable[[Settings], list[Row]]]] = {
     "modp": modp,
     "kernel": kernel,
     "suites": suites,
+    "operator": operator,
 }
 #: In a virtual machine with a kernel that has ESP (their smoke test: tests/kernel/test_bench.py).
 IN_GUEST: Final = frozenset({"kernel", "suites"})
+#: In the cluster that KUBECONFIG names.
+IN_CLUSTER: Final = frozenset({"operator"})
 #: These need no rights on this machine.
-_ANYWHERE: Final = IN_GUEST | {"modp"}
+_ANYWHERE: Final = IN_GUEST | IN_CLUSTER | {"modp"}
 _PAGE: Final = Path("docs/benchmarks.md")
 
 
@@ -41,7 +45,7 @@ _PAGE: Final = Path("docs/benchmarks.md")
 @click.option(
     "--only",
     type=click.Choice(list(BENCHES)),
-    help="One benchmark; without it all that need no virtual machine.",
+    help="One benchmark; without it all that need neither a virtual machine nor a cluster.",
 )
 @click.option(
     "--runs",
@@ -55,7 +59,7 @@ _PAGE: Final = Path("docs/benchmarks.md")
 def bench(only: str | None, runs: int, quick: bool, write: bool) -> None:
     """Measure handshakes, set-up time, throughput and memory beside strongSwan."""
     console = Console(width=None if sys.stdout.isatty() else 150)
-    names = [only] if only else [name for name in BENCHES if name not in IN_GUEST]
+    names = [only] if only else [name for name in BENCHES if name not in IN_GUEST | IN_CLUSTER]
     arguments = ["--only", only] if only else []
     arguments += ["--quick"] if quick else ["--runs", str(runs)]
     if not _ANYWHERE.issuperset(names):

@@ -26,16 +26,18 @@ class Row:
     """One figure: the samples of our side and those of what it is measured beside, of one run.
 
     ``ratio`` is the median of ours over the median of theirs. The goal is a ratio of at least
-    ``at_least`` or of at most ``at_most``. ``note`` says what was measured, and why not if ``ours``
-    or ``theirs`` is empty. ``reference`` names the other side.
+    ``at_least`` or of at most ``at_most``; where nothing is measured beside, our median is at most
+    ``limit``, in the same unit. ``note`` says what was measured, and why not if ``ours`` or
+    ``theirs`` is empty. ``reference`` names the other side.
     """
 
     what: str
     unit: str
     ours: tuple[float, ...]
-    theirs: tuple[float, ...]
+    theirs: tuple[float, ...] = ()
     at_least: float | None = None
     at_most: float | None = None
+    limit: float | None = None
     reference: str = "charon"
     note: str = ""
 
@@ -47,6 +49,8 @@ class Row:
 
     @property
     def goal(self) -> str:
+        if self.limit is not None:
+            return f"at most {self.limit:g} {self.unit}".rstrip()
         if self.at_least is not None:
             return f"at least {self.at_least:g}x"
         return f"at most {self.at_most:g}x" if self.at_most is not None else ""
@@ -54,7 +58,9 @@ class Row:
     @property
     def verdict(self) -> str:
         """``met``, ``missed``, or ``not measured``; empty for a row without a goal."""
-        if self.at_least is None and self.at_most is None:
+        if self.limit is not None and self.ours:
+            return "met" if median(self.ours) <= self.limit else "missed"
+        if self.at_least is None and self.at_most is None and self.limit is None:
             return ""
         if self.ratio is None:
             return "not measured"

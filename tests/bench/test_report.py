@@ -30,6 +30,19 @@ def test_a_goal_is_met_or_missed(goal: dict[str, float], verdict: str) -> None:
     assert row(**goal).verdict == verdict
 
 
+@pytest.mark.parametrize(
+    ("ours", "verdict"), [((50, 1, 50), "met"), ((51,), "missed"), ((), "not measured")]
+)
+def test_a_limit_needs_nothing_beside(ours: tuple[float, ...], verdict: str) -> None:
+    limited = row(ours=ours, theirs=(), limit=50)
+    assert limited.verdict == verdict
+    assert "at most 50 ms" in cells(limited)
+
+
+def test_nothing_at_all_can_be_the_limit() -> None:
+    assert row(ours=(0,), theirs=(), limit=0).verdict == "met"
+
+
 @pytest.mark.parametrize("empty", [{"ours": ()}, {"theirs": ()}])
 def test_a_goal_without_both_sides_is_not_measured(empty: dict[str, tuple[float, ...]]) -> None:
     assert row(at_most=1, **empty).verdict == "not measured"
