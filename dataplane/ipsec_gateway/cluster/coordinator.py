@@ -36,6 +36,9 @@ log = logging.getLogger("ipsec_gateway")
 TICK: Final = 0.25
 #: Seconds that a hand-over may take.
 DRAIN: Final = 3.0
+#: The digest of a gateway that does not know yet what it owns, and so says nothing about it: to own
+#: nothing would be heard as letting everything go.
+_NOTHING_YET: Final = "0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,9 +322,9 @@ class Cluster:
             seq=self._seq,
             draining=self.membership.draining,
             gives_up=self.membership.gives_up,
-            digest=self._digest,
+            digest=self._digest if self._informed else _NOTHING_YET,
         )
-        if self._digest == told:
+        if line.digest in (told, _NOTHING_YET):
             return line
         now, held = self._now(), self.membership.held
         ages = {peer: now - held.get(peer, now) for peer in self._owned}

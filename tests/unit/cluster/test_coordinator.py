@@ -246,6 +246,25 @@ def test_strangers_are_told_nothing(rig: Any) -> None:
     asyncio.run(story())
 
 
+def test_who_knows_no_tunnels_yet_lets_nothing_go(rig: Any) -> None:
+    """Its life before may have owned some, and others would forget the way to them."""
+
+    async def story() -> None:
+        async with rig() as it:
+            await it.start("a")
+            await it.until(lambda: bool(it.clusters["a"].held))
+            known = it.clusters["a"]._line("")
+            assert known.owned
+            assert it.clusters["a"]._line(known.digest).owned is None
+            await it.server.close()
+            await it.start("b")
+            unknowing = it.clusters["b"]._line("")
+            assert unknowing.owned is None
+            assert it.clusters["b"]._line(unknowing.digest).owned is None
+
+    asyncio.run(story())
+
+
 def test_subnets_are_those_that_our_side_sees(tunnel: Make) -> None:
     assert remote_subnets(tunnel()) == ("10.2.0.0/16",)
     mapping = TunnelMapping(side="remote", original="10.2.0.0/16", mapped="10.9.0.0/16")
