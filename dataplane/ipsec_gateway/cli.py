@@ -17,19 +17,28 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import shutil
 import signal
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
-from typing import Final, get_args
+from typing import Final
 
 import click
 
 from ipsec_gateway import collector, logs, marks
+from ipsec_gateway.commandline import (
+    CONFLICT,
+    LACKING,
+    BitMask,
+    NetworkType,
+    end,
+    listen_option,
+    log_options,
+    missing_program,
+)
 from ipsec_gateway.handover import DEFAULT
 from ipsec_gateway.ipsec.abilities import USERSPACE
 from ipsec_gateway.ipsec.base import DataplaneError, IpsecBackend
@@ -46,51 +55,7 @@ log = logging.getLogger("ipsec_gateway")
 #: The TUN device of the userspace data plane.
 DEVICE: Final = "kipsec0"
 
-_LACKING, _CONFLICT, _REJECTED = 3, 4, 5
-
-
-class _Network(click.ParamType[IPv4Network | IPv6Network]):
-    """A network in CIDR notation."""
-
-    name = "cidr"
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> IPv4Network | IPv6Network:
-        try:
-            return ip_network(str(value))
-        except ValueError as exc:
-            self.fail(f"{exc}; write it such as 10.96.0.0/12", param, ctx)
-
-
-class _Bits(click.ParamType[int]):
-    """A number, in hexadecimal with 0x."""
-
-    name = "bits"
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int:
-        try:
-            return int(str(value), 0)
-        except ValueError:
-            self.fail(f"{value!r} is not a number; write it such as 0x70", param, ctx)
-
-
-class _Address(click.ParamType[tuple[str, int]]):
-    """ADDR:PORT, with an IPv6 address in brackets; :PORT is all addresses."""
-
-    name = "addr:port"
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, int]:
-        if isinstance(value, tuple):
-            return value
-        host, _, port = str(value).rpartition(":")
-        if not port.isdecimal() or int(port) > 65535 or ":" not in str(value):
-            self.fail(f"{value!r} is not ADDR:PORT, such as 127.0.0.1:9500", param, ctx)
-        return host.removeprefix("[").removesuffix("]"), int(port)
+_REJECTED: Final = 5
 
 
 @click.command()
@@ -132,22 +97,8 @@ class _Address(click.ParamType[tuple[str, int]]):
     help="Folder on tmpfs with what the next gateway needs to go on with the SAs in the kernel; "
     "off: none are left to it. Only with the kernel's ESP.  [default: /run/kube-ipsec]",
 )
-@click.option(
-    "--listen",
-    type=_Address(),
-    default="127.0.0.1:9500",
-    show_default=True,
-    help="Address of /healthz, /readyz, /metrics and /status.",
-)
-@click.option(
-    "--log-format", type=click.Choice(get_args(logs.Format)), default="text", show_default=True
-)
-@click.option(
-    "--log-level",
-    type=click.Choice(["debug", "info", "warning", "error"]),
-    default="info",
-    show_default=True,
-)
+@listen_option("127.0.0.1:9500")
+@log_options
 @click.option(
     "--cleanup",
     is_flag=True,
@@ -157,13 +108,13 @@ class _Address(click.ParamType[tuple[str, int]]):
 @click.option(
     "--service-cidr",
     "services",
-    type=_Network(),
+    type=NetworkType(),
     multiple=True,
     help="Network of Services, which stays tracked whatever notrack says. May be repeated.",
 )
 @click.option(
     "--mark-bits",
-    type=_Bits(),
+    type=BitMask(),
     default=hex(marks.DEFAULT.mask),
     envvar="KUBE_IPSEC_MARK_BITS",
     show_default=True,
@@ -180,7 +131,7 @@ class _Address(click.ParamType[tuple[str, int]]):
 @click.option(
     "--allow-mark-conflict",
     is_flag=True,
-    envvar="KUBE_IPSEC_ALLOW_MARK_CONFLICT",
+    envvar="KUBE_IPSEC_ALLOW_MARKCONFLICT",
     help="Take mark bits that kube-proxy, Calico, Cilium and others use where they run.",
 )
 @click.option(
@@ -217,7 +168,7 @@ def gateway(
     if drain:
         from ipsec_gateway.cluster.launch import drain_running
 
-        _end(undone, 1) if (undone := drain_running(memory)) else sys.exit(0)
+        end("gateway", undone, 1) if (undone := drain_running(memory)) else sys.exit(0)
     try:
         numbers = Numbers(mark_bits, tables, allow_mark_conflict)
     except BadNumbers as exc:
@@ -237,10 +188,10 @@ def gateway(
     else:
         lacks = kernel.lacks if kernel else ""
     if dataplane == "xfrm" and lacks:
-        _end(f"--dataplane xfrm: {lacks}; or use --dataplane userspace", _LACKING)
+        end("gateway", f"--dataplane xfrm: {lacks}; or use --dataplane userspace", LACKING)
     in_kernel = kernel is not None and kernel.usable
     if problem := _lacking(device=not in_kernel) or _unusable(state):
-        _end(problem, _LACKING)
+        end("gateway", problem, LACKING)
     options = Options(
         state=state,
         listen=None if cleanup else listen,
@@ -270,9 +221,9 @@ def gateway(
 
             Memory(memory).forget()
     except PortConflict as exc:
-        _end(str(exc), _CONFLICT)
+        end("gateway", str(exc), CONFLICT)
     except PermissionError as exc:
-        _end(f"{exc}: run it as root, or with CAP_NET_ADMIN and CAP_NET_RAW", _LACKING)
+        end("gateway", f"{exc}: run it as root, or with CAP_NET_ADMIN and CAP_NET_RAW", LACKING)
     except Exception as exc:  # at the start or later: a supervisor starts it anew
         log.critical("ended by %s: %s", type(exc).__name__, exc, exc_info=exc)
         sys.exit(1)
@@ -308,7 +259,7 @@ async def _run_in_cluster(
         collector.settle()
         await launch.run(options, where, os.environ, make_backend)
     except NoCluster as exc:
-        _end(f"--cluster: {exc}", _LACKING)
+        end("gateway", f"--cluster: {exc}", LACKING)
 
 
 def _xfrm(sockets: IkeSockets, *, directions: bool, numbers: Numbers) -> IpsecBackend:
@@ -327,9 +278,8 @@ def _userspace(sockets: IkeSockets) -> IpsecBackend:
 
 def _lacking(*, device: bool) -> str | None:
     """What is missing on this machine, with the remedy; ``device``: packets need one."""
-    for program, package in (("ip", "iproute2"), ("nft", "nftables")):
-        if shutil.which(program) is None:
-            return f"{program} is not installed: apt-get install {package}"
+    if problem := missing_program(("ip", "nft")):
+        return problem
     if not device:
         return None
     if not Path("/dev/net/tun").exists():
@@ -350,8 +300,3 @@ def _unusable(state: Path | None) -> str | None:
         why = exc.strerror or str(exc)
         return f"--state {state} cannot be used ({why}): choose another folder"
     return None
-
-
-def _end(message: str, code: int) -> None:
-    click.echo(f"kube-ipsec gateway: {message}", err=True)
-    sys.exit(code)

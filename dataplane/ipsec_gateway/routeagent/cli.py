@@ -17,10 +17,9 @@ import asyncio
 import errno
 import logging
 import os
-import shutil
 import signal
 import sys
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Final, get_args
 
@@ -35,6 +34,16 @@ from ipsec_api.cluster import (
     POD_NAMESPACE_ENV,
 )
 from ipsec_gateway import logs
+from ipsec_gateway.commandline import (
+    CONFLICT,
+    LACKING,
+    BitMask,
+    NetworkType,
+    end,
+    listen_option,
+    log_options,
+    missing_program,
+)
 from ipsec_gateway.intent import Address
 from ipsec_gateway.routeagent.agent import Agent, Options
 from ipsec_gateway.routeagent.leases import Api, NoCluster, parse_addresses
@@ -43,22 +52,9 @@ from ipsec_gateway.tools import ToolError
 
 log = logging.getLogger("ipsec_gateway")
 
-_LACKING, _CONFLICT = 3, 4
 #: Not ours to use as a table: default, main, local, unspec; and rules after main come too late.
 _TABLES: Final = click.IntRange(2, 32765)
 _RESERVED: Final = frozenset((253, 254, 255))
-
-
-class _Network(click.ParamType[IPv4Network | IPv6Network]):
-    name = "cidr"
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> IPv4Network | IPv6Network:
-        try:
-            return ip_network(str(value))
-        except ValueError as exc:
-            self.fail(f"{exc}; write it such as 10.244.0.0/16", param, ctx)
 
 
 class _Addresses(click.ParamType[tuple[Address, ...]]):
@@ -86,39 +82,6 @@ class _Gateway(click.ParamType[tuple[str, tuple[Address, ...]]]):
         if not node or not found or len(found) != len(text.split(",")):
             self.fail(f"{value!r} is not NODE=ADDR, such as node-1=192.0.2.1", param, ctx)
         return node, found
-
-
-class _Listen(click.ParamType[tuple[str, int]]):
-    name = "addr:port"
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, int]:
-        if isinstance(value, tuple):
-            return value
-        host, _, port = str(value).rpartition(":")
-        if not port.isdecimal() or int(port) > 65535:
-            self.fail(
-                f"{value!r} is not ADDR:PORT, such as 127.0.0.1:9502, or :9502 for all addresses",
-                param,
-                ctx,
-            )
-        return host.removeprefix("[").removesuffix("]"), int(port)
-
-
-class _Mask(click.ParamType[int]):
-    name = "mask"
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int:
-        try:
-            mask = value if isinstance(value, int) else int(str(value), 0)
-        except ValueError:
-            mask = 0
-        if not 0 < mask <= 0xFFFFFFFF:
-            self.fail(f"{value!r} is no mask of 32 bits, such as 0x70", param, ctx)
-        return mask
 
 
 @click.command("route-agent")
@@ -183,14 +146,14 @@ class _Mask(click.ParamType[int]):
 )
 @click.option(
     "--mark-bits",
-    type=_Mask(),
+    type=BitMask(),
     default=f"{Settings().mask:#x}",
     show_default=True,
     help="Mark bits of the gateway: packets that carry one are not routed by the agent.",
 )
 @click.option(
     "--exclude",
-    type=_Network(),
+    type=NetworkType(),
     multiple=True,
     help="Network of the cluster (pods, services, nodes) that no remote subnet covers. Repeatable.",
 )
@@ -201,22 +164,8 @@ class _Mask(click.ParamType[int]):
     show_default=True,
     help="Folder for what the next agent on this node goes on with.",
 )
-@click.option(
-    "--listen",
-    type=_Listen(),
-    default="127.0.0.1:9502",
-    show_default=True,
-    help="Address of /healthz, /readyz, /metrics and /status.",
-)
-@click.option(
-    "--log-format", type=click.Choice(get_args(logs.Format)), default="text", show_default=True
-)
-@click.option(
-    "--log-level",
-    type=click.Choice(["debug", "info", "warning", "error"]),
-    default="info",
-    show_default=True,
-)
+@listen_option("127.0.0.1:9502")
+@log_options
 @click.option("--cleanup", is_flag=True, help="Take away what agents left on this node, and end.")
 def route_agent(
     node_name: str | None,
@@ -247,13 +196,13 @@ def route_agent(
         raise click.UsageError(f"Missing option '--node-name' (or {NODE_NAME_ENV}).")
     logs.setup(log_format, log_level)
     if problem := _lacking(None if cleanup else mesh_key):
-        _end(problem, _LACKING)
+        end("route-agent", problem, LACKING)
     api: Api | None = None
     if not gateways and not cleanup:
         try:
             api = Api.of_pod(os.environ)
         except NoCluster as exc:
-            _end(str(exc), _LACKING)
+            end("route-agent", str(exc), LACKING)
     settings = Settings(
         table=table,
         mask=mark_bits,
@@ -277,12 +226,12 @@ def route_agent(
     try:
         asyncio.run(_clean(options) if cleanup else _run(options))
     except ToolError as exc:
-        _end(str(exc), _LACKING)
+        end("route-agent", str(exc), LACKING)
     except PermissionError as exc:
-        _end(f"{exc}: run it as root, or with CAP_NET_ADMIN", _LACKING)
+        end("route-agent", f"{exc}: run it as root, or with CAP_NET_ADMIN", LACKING)
     except OSError as exc:
         if exc.errno == errno.EADDRINUSE:
-            _end(f"{exc}: choose another address with --listen", _CONFLICT)
+            end("route-agent", f"{exc}: choose another address with --listen", CONFLICT)
         log.critical("ended by %s", exc, exc_info=exc)
         sys.exit(1)
 
@@ -301,14 +250,8 @@ async def _clean(options: Options) -> None:
 
 def _lacking(key: Path | None) -> str | None:
     """What is missing on this machine, with the remedy."""
-    for program, package in (("ip", "iproute2"), ("bridge", "iproute2"), ("nft", "nftables")):
-        if shutil.which(program) is None:
-            return f"{program} is not installed: apt-get install {package}"
+    if problem := missing_program(("ip", "bridge", "nft")):
+        return problem
     if key is not None and not os.access(key, os.R_OK):
         return f"{key} cannot be read: mount the Secret with the mesh key there, or set --mesh-key"
     return None
-
-
-def _end(message: str, code: int) -> None:
-    click.echo(f"kube-ipsec route-agent: {message}", err=True)
-    sys.exit(code)

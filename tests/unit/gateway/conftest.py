@@ -9,12 +9,32 @@ import pytest
 import yaml
 
 from ipsec_api.documents import Documents, parse
+from ipsec_ike.events import IkeSaUp
+from ipsec_ike.inputs import Endpoint
 
 Document = dict[str, Any]
 
 
 class Make:
-    """Documents in a few words."""
+    """Documents and events in a few words."""
+
+    @staticmethod
+    def ike_up(**change: Any) -> IkeSaUp:
+        """The IKE SA of peer hq is there."""
+        said: dict[str, Any] = {
+            "peer": "default/hq",
+            "local": Endpoint("192.0.2.1", 500),
+            "remote": Endpoint("203.0.113.9", 500),
+            "initiator": True,
+            "spi_i": b"i" * 8,
+            "spi_r": b"r" * 8,
+            "suite": "AES",
+            "local_id": "a",
+            "remote_id": "b",
+            "nat_local": False,
+            "nat_remote": False,
+        }
+        return IkeSaUp(**said | change)
 
     @staticmethod
     def secret(name: str = "psk", psk: str = "correct horse battery staple") -> Document:

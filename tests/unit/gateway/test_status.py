@@ -46,21 +46,7 @@ class Rig:
         return found
 
     def up(self) -> None:
-        self.board.event(
-            events.IkeSaUp(
-                peer=NAME,
-                local=Endpoint("192.0.2.1", 500),
-                remote=REMOTE,
-                initiator=True,
-                spi_i=b"i" * 8,
-                spi_r=b"r" * 8,
-                suite="AES",
-                local_id="a",
-                remote_id="b",
-                nat_local=False,
-                nat_remote=True,
-            )
-        )
+        self.board.event(self.make.ike_up(nat_remote=True))
 
     def child(self, name: str, spi: int = 1) -> None:
         ts = (TrafficSelector.network("10.0.0.0/8"),)

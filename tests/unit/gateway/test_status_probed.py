@@ -8,8 +8,6 @@ from ipsec_gateway.intent import Facts, intent
 from ipsec_gateway.lastgood import InForce, Key, LastGood
 from ipsec_gateway.pathprobe.schedule import Health
 from ipsec_gateway.status import StatusBoard
-from ipsec_ike import events
-from ipsec_ike.inputs import Endpoint
 
 PEER = Key("IPsecPeer", "default", "hq")
 NAME = "default/hq"
@@ -27,21 +25,7 @@ def board_of(make: Any, **change: Any) -> StatusBoard:
         tunnel = tunnel.model_copy(update={"source": source, "policies": policies})
         found = InForce(tunnels=(tunnel,))
     board.configured(found, intent(found.tunnels, FACTS))
-    board.event(
-        events.IkeSaUp(
-            peer=NAME,
-            local=Endpoint("192.0.2.1", 500),
-            remote=Endpoint("203.0.113.9", 500),
-            initiator=True,
-            spi_i=b"i" * 8,
-            spi_r=b"r" * 8,
-            suite="AES",
-            local_id="a",
-            remote_id="b",
-            nat_local=False,
-            nat_remote=False,
-        )
-    )
+    board.event(make.ike_up())
     return board
 
 

@@ -18,6 +18,7 @@ from ipsec_ike.selectors import TrafficSelector
 
 PEER = Key("IPsecPeer", "default", "hq")
 POOL = Key("IPsecPolicy", "default", "pool")
+HERE = Endpoint("192.0.2.1", 4500)
 END = Endpoint("198.51.100.7", 4500)
 ASKS = {
     "method": "preSharedKey",
@@ -54,21 +55,8 @@ class Rig:
         return found["status"], found["reason"], found.get("message", "")
 
     def ike_up(self) -> None:
-        self.board.event(
-            events.IkeSaUp(
-                peer="default/hq",
-                local=Endpoint("192.0.2.1", 4500),
-                remote=END,
-                initiator=False,
-                spi_i=b"i" * 8,
-                spi_r=b"r" * 8,
-                suite="AES",
-                local_id="a",
-                remote_id="b",
-                nat_local=False,
-                nat_remote=True,
-            )
-        )
+        up = self.make.ike_up(local=HERE, remote=END, initiator=False, nat_remote=True)
+        self.board.event(up)
 
     def child_up(self, number: int) -> Generated:
         remote = (TrafficSelector.network(f"10.99.0.{number}/32"),)

@@ -204,10 +204,10 @@ def test_metrics_have_every_way():
     [
         ((), 2, "NODE_NAME"),
         (("--node-name", "w", "--table", "254"), 2, "254 is the kernel's"),
-        (("--node-name", "w", "--mark-bits", "xyz"), 2, "no mask of 32 bits"),
+        (("--node-name", "w", "--mark-bits", "xyz"), 2, "not a mask of 32 bits"),
         (("--node-name", "w", "--gateway", "g1"), 2, "is not NODE=ADDR"),
         (("--node-name", "w", "--node-ip", "1.2.3"), 2, "is not a list of IP addresses"),
-        (("--node-name", "w", "--exclude", "10.1.2.3/8"), 2, "10.244.0.0/16"),
+        (("--node-name", "w", "--exclude", "10.1.2.3/8"), 2, "such as 10.96.0.0/12"),
         (("--node-name", "w", "--mesh-key", "/nowhere"), 3, "/nowhere cannot be read"),
         (("--node-name", "w", "--mesh-key", __file__), 3, "KUBERNETES_SERVICE_HOST"),
     ],
