@@ -201,7 +201,7 @@ class IPsecPolicySpec(SpecModel):
     """Tunnel mode; false is transport mode, for the hosts themselves."""
 
     selectors: (
-        Annotated[tuple[Selector, ...], Field(min_length=1, max_length=64), ListOf("set")] | None
+        Annotated[tuple[Selector, ...], Field(min_length=1, max_length=64), ListOf("unique")] | None
     ) = None
     """The traffic."""
 

@@ -79,10 +79,12 @@ class Rule:
 class ListOf:
     """How the API server merges and compares a list: ``set``, ``atomic``, or ``map`` with a key.
 
-    A set and the key of a map must be unique; the API server sees to that by itself.
+    A set and the key of a map must be unique; the API server sees to that by itself. Objects cannot
+    be in a set: its server-side apply refuses every document that has some, even one about status
+    alone. ``unique`` is for them: atomic over there, and duplicates are found here.
     """
 
-    type: Literal["set", "atomic", "map"]
+    type: Literal["set", "atomic", "unique", "map"]
     key: str = ""
 
     def _judge(self, value: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -104,7 +106,7 @@ class ListOf:
         self, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
         result = handler(schema)
-        result["x-kubernetes-list-type"] = self.type
+        result["x-kubernetes-list-type"] = "atomic" if self.type == "unique" else self.type
         if self.key:
             result["x-kubernetes-list-map-keys"] = [self.key]
         return result

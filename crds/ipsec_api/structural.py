@@ -149,8 +149,7 @@ def _check(node: dict[str, Any], path: str) -> None:
         if "x-kubernetes-list-type" not in node:
             raise NotStructural(f"{path}: x-kubernetes-list-type is missing")
         if node["x-kubernetes-list-type"] == "set" and node["items"]["type"] == "object":
-            # Objects of a set are compared as a whole, and must say so.
-            node["items"]["x-kubernetes-map-type"] = "atomic"
+            raise NotStructural(f"{path}: server-side apply takes no objects in a set: unique")
         for key in node.get("x-kubernetes-list-map-keys", []):
             if key not in node["items"].get("required", []):
                 raise NotStructural(f"{path}: the list key {key} must be required")
