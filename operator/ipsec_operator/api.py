@@ -28,7 +28,8 @@ Object = dict[str, Any]
 TIMEOUT: Final = 30.0
 #: Objects in one answer to a list.
 PAGE: Final = 500
-#: Seconds of silence after which a watch is dead; the server sends bookmarks about each minute.
+#: Seconds of silence after which a watch is opened anew. It need not be dead: where nothing
+#: changes, bookmarks come only if etcd reports progress, which not every etcd is set up for.
 SILENCE: Final = 90.0
 #: Seconds after which the server ends a watch.
 WATCH: Final = 600
@@ -147,7 +148,8 @@ class Api:
     async def watch(
         self, resource: Resource, namespace: str | None, version: str, **selectors: str
     ) -> AsyncGenerator[Object, None]:
-        """Events since ``version`` until the server ends the stream.
+        """Events since ``version`` until the server ends the stream, after one of the type OPENED
+        that says that the server has answered.
 
         Raises Gone, ApiError; TimeoutError where nothing came for SILENCE seconds.
         """
@@ -162,6 +164,7 @@ class Api:
         self._count("watch")
         response = await self._send("GET", resource.path(namespace), query, timeout=limit)
         try:
+            yield {"type": "OPENED"}
             async for line in _lines(response.response):
                 event = json.loads(line)
                 if event.get("type") == "ERROR":

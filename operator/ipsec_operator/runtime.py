@@ -57,9 +57,11 @@ log = logging.getLogger("ipsec_operator")
 
 #: Seconds between two lists of everything, which find what a watch has lost.
 RESYNC: Final = 300.0
+#: Seconds after which kopf's watches have listed everything themselves.
+SETTLED: Final = 5.0
 #: Seconds that a watch may lag behind a list.
 LAG: Final = 20.0
-#: Seconds after which a watch counts as stale: the server sends bookmarks about each minute.
+#: Seconds after which a watch counts as stale: each is opened anew when it has been silent.
 STALE: Final = 300.0
 #: Seconds that kopf gets to stop.
 _STOP: Final = 1.0
@@ -401,6 +403,10 @@ class Operator:
 
     async def _resync(self) -> None:
         jitter = random.Random()  # noqa: S311 - not for secrets
+        # What was deleted after our list and before the first one of kopf's, no watch tells.
+        await asyncio.sleep(SETTLED)
+        for kind in RESOURCES:
+            await self._persist(partial(self._list, kind))
         while True:
             await asyncio.sleep(RESYNC * (0.8 + 0.4 * jitter.random()))
             try:

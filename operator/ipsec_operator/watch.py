@@ -73,8 +73,11 @@ class Watch:
                 delay = _FIRST
             except Gone:
                 version = ""
-            except (ApiError, TimeoutError) as exc:
-                log.warning("watch of %s: %s", self, str(exc) or "silence")
+            except TimeoutError:
+                # Nothing has changed, or the connection is dead: the next one tells.
+                delay = _FIRST
+            except ApiError as exc:
+                log.warning("watch of %s: %s", self, exc)
                 # Whether the version is still good shows when there is an answer again.
                 await asyncio.sleep(delay * (0.5 + self._jitter.random()))
                 delay = min(_LONGEST, delay * 2)

@@ -45,6 +45,10 @@ class ApiError(Exception):
         self.retry_after: Final = retry_after
 
 
+class Silent(ApiError):
+    """A watch was silent for too long: nothing has changed, or the connection is dead."""
+
+
 @dataclass(frozen=True, slots=True)
 class Access:
     """Where the API server is and how to prove who we are."""
@@ -166,11 +170,17 @@ class Api:
         return document
 
     async def watch(
-        self, path: str, params: Mapping[str, str], *, silence: float
+        self,
+        path: str,
+        params: Mapping[str, str],
+        *,
+        silence: float,
+        opened: Callable[[], None] = lambda: None,
     ) -> AsyncIterator[dict[str, Any]]:
-        """Events, until the API server ends the stream. ``silence``: seconds without an octet
-        after which the stream counts as dead (which raises ApiError)."""
+        """Events, until the API server ends the stream. ``opened`` is called once the server has
+        answered; ``silence``: seconds without an octet after which it raises Silent."""
         timeout = aiohttp.ClientTimeout(total=None, connect=_CONNECT, sock_read=silence)
+        answered = False
         try:
             async with self._open().get(
                 self._access.url + path,
@@ -180,6 +190,8 @@ class Api:
                 ssl=self._access.ssl or True,
             ) as response:
                 await _check(response)
+                answered = True
+                opened()
                 rest = b""
                 async for chunk in response.content.iter_any():
                     *rows, rest = (rest + chunk).split(b"\n")
@@ -189,6 +201,8 @@ class Api:
                         if row:
                             yield json.loads(row)
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as exc:
+            if answered and isinstance(exc, asyncio.TimeoutError):
+                raise Silent(0, f"nothing heard for {silence:.0f} s") from exc
             raise _unreachable(exc) from exc
 
     def _headers(self, kind: str | None) -> dict[str, str]:

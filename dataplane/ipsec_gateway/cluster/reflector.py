@@ -15,9 +15,10 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Final
 
-from ipsec_gateway.cluster.api import Api, ApiError
+from ipsec_gateway.cluster.api import Api, ApiError, Silent
 
 log = logging.getLogger("ipsec_gateway")
 
@@ -61,7 +62,8 @@ class Reflector:
     None for one that is gone; ``on_contact`` for each sign of life of the API server.
 
     ``what`` names the collection in the log. ``silence``: seconds without an event or bookmark
-    after which the stream counts as dead.
+    after which the stream is opened anew. It need not be dead: where nothing changes, bookmarks
+    come only if etcd reports progress, which not every etcd is set up for.
     """
 
     def __init__(
@@ -103,6 +105,9 @@ class Reflector:
                 await self._watch(backoff)
                 # A server that ends every stream at once must not make a loop of it.
                 await asyncio.sleep(0.1 * self._rng())
+            except Silent:
+                # The next stream tells whether anybody is there.
+                continue
             except ApiError as exc:
                 if exc.status == _GONE:
                     self._version = ""
@@ -137,7 +142,10 @@ class Reflector:
             "timeoutSeconds": str(240 + int(self._rng() * 240)),
         }
         self.watches += 1
-        async for event in self._api.watch(self._path, params, silence=self._silence):
+        events = self._api.watch(
+            self._path, params, silence=self._silence, opened=partial(self._contact, backoff)
+        )
+        async for event in events:
             self._contact(backoff)
             self._take(event)
 
