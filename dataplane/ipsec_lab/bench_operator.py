@@ -12,7 +12,7 @@ import time
 import uuid
 from base64 import b64encode
 from collections.abc import AsyncIterator, Iterable
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
 from statistics import quantiles
 from typing import Any, Final
@@ -164,7 +164,8 @@ class _Bench:
         #: Changes that were seen, Leases not among them.
         self.writes = 0
         self.secrets = 0
-        self._news = asyncio.Condition()
+        self._news = asyncio.Event()
+        self._watches: list[asyncio.Future[None]] = []
         self._last = time.monotonic()
 
     @classmethod
@@ -197,7 +198,7 @@ class _Bench:
             (EVENTS, self.own, {}),
             (EVENTS, self.peers, {}),
         )
-        tasks = []
+        tasks = self._watches
         for resource, namespace, selectors in watched:
             _, version = await self.api.list(resource, namespace, **selectors)
             tasks.append(
@@ -205,9 +206,6 @@ class _Bench:
             )
         try:
             yield
-            for task in tasks:
-                if task.done():
-                    task.result()
         finally:
             for task in tasks:
                 task.cancel()
@@ -216,28 +214,31 @@ class _Bench:
     async def _watch(
         self, resource: Resource, namespace: str, version: str, selectors: dict[str, str]
     ) -> None:
-        events = self.api.watch(resource, namespace, version, **selectors)
-        async with aclosing(events):
-            async for event in events:
-                if event["type"] == "BOOKMARK":
-                    continue
-                await self._saw(resource, event["object"])
-        raise LabError(f"the watch of {resource} has ended")
+        while True:
+            events = self.api.watch(resource, namespace, version, **selectors)
+            async with aclosing(events):
+                # A watch in which nothing happens is silent.
+                with suppress(TimeoutError):
+                    async for event in events:
+                        item = event.get("object")
+                        if item is not None:
+                            version = item["metadata"]["resourceVersion"]
+                            if event["type"] != "BOOKMARK":
+                                self._saw(resource, item)
 
-    async def _saw(self, resource: Resource, item: Object) -> None:
+    def _saw(self, resource: Resource, item: Object) -> None:
         now = time.monotonic()
         metadata = item["metadata"]
-        async with self._news:
-            self.writes += 1
-            self._last = now
-            if resource is SECRETS:
-                self.secrets += 1
-                self._rendered[metadata["annotations"][SOURCE_ANNOTATION].partition("/")[2]] = now
-            elif resource is PEERS:
-                conditions = (item.get("status") or {}).get("conditions") or ()
-                if any(c["type"] == "Ready" for c in conditions):
-                    self._judged[metadata["name"]] = now
-            self._news.notify_all()
+        self.writes += 1
+        self._last = now
+        if resource is SECRETS:
+            self.secrets += 1
+            self._rendered[metadata["annotations"][SOURCE_ANNOTATION].partition("/")[2]] = now
+        elif resource is PEERS:
+            conditions = (item.get("status") or {}).get("conditions") or ()
+            if any(c["type"] == "Ready" for c in conditions):
+                self._judged[metadata["name"]] = now
+        self._news.set()
 
     async def one(self, name: str, number: int) -> float:
         """Seconds from the request for a peer until its tunnel Secret is there."""
@@ -299,15 +300,18 @@ class _Bench:
 
     async def _until(self, known: dict[str, float], names: Iterable[str]) -> None:
         wanted = set(names)
-        try:
-            async with asyncio.timeout(_PATIENCE), self._news:
-                while not wanted <= known.keys():
-                    await self._news.wait()
-        except TimeoutError:
-            lacking = len(wanted - known.keys())
-            raise LabError(
-                f"{lacking} of {len(wanted)} peers lack their Secret or status"
-            ) from None
+        deadline = time.monotonic() + _PATIENCE
+        while not wanted <= known.keys():
+            self._news.clear()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._news.wait(), 5)
+            for watch in self._watches:
+                if watch.done():
+                    watch.result()
+            if time.monotonic() > deadline:
+                lacking = len(wanted - known.keys())
+                what = "status" if known is self._judged else "tunnel Secret"
+                raise LabError(f"{lacking} of {len(wanted)} peers have no {what}")
 
 
 async def _define(api: Api) -> list[str]:
