@@ -30,13 +30,18 @@ INTERVAL: Final = 1.0
 _AT_ONCE: Final = 4
 #: Codes that another try with the same body does not change: gone, replaced, refused.
 _HOPELESS: Final = frozenset({400, 403, 404, 409, 422})
+#: Codes that say something of the API server and nothing of the object: not reached, too many
+#: requests, not available. With any other the rest goes on.
+_AWAY: Final = frozenset({0, 429, 502, 503, 504})
+#: Seconds until an object is tried again that the API server stumbles over.
+STUMBLE: Final = 30.0
 
 _PLURALS: Final = {kind.name: kind.plural for kind in KINDS}
 
 
 def body_of(key: Key, status: Mapping[str, Any], uid: str) -> dict[str, Any]:
-    """What is applied: our part of the status. ``uid`` keeps it from an object that has replaced
-    the one we know."""
+    """What is applied: our part of the status. With ``uid`` what is said of an object that has
+    replaced another one is something new; the API server does not compare it in ``/status``."""
     ours = {name: value for name, value in status.items() if name != "observedGeneration"}
     ours["conditions"] = [c for c in status.get("conditions", ()) if c["type"] in CONDITIONS]
     metadata = {"name": key.name, "namespace": key.namespace}
@@ -62,11 +67,13 @@ class ApiStatusSink:
         uid_of: Callable[[Key], str],
         *,
         interval: float = INTERVAL,
+        stumble: float = STUMBLE,
         rng: Callable[[], float] = random.random,
     ) -> None:
         self._api: Final = api
         self._uid_of: Final = uid_of
         self._interval: Final = interval
+        self._stumble: Final = stumble
         self._rng: Final = rng
         self._pending: dict[Key, dict[str, Any]] = {}
         self._written: dict[Key, dict[str, Any]] = {}
@@ -138,20 +145,24 @@ class ApiStatusSink:
             return 0.0
         self._busy.add(key)
         loop = asyncio.get_running_loop()
+        wait = self._interval
         try:
             self.writes += 1
             await self._api.apply(path_of(key), body, manager=GATEWAY_MANAGER)
         except ApiError as exc:
-            if exc.status not in _HOPELESS:
+            if exc.status in _AWAY:
                 return backoff.wait(exc.retry_after)
             log.warning("status of %s %s/%s is not written: %s", *key, exc)
-            self._done(key, body)
+            if exc.status in _HOPELESS:
+                self._done(key, body)
+            else:
+                wait = self._stumble
         else:
             backoff.reset()
             self._done(key, body)
         finally:
             self._busy.discard(key)
-            self._due[key] = loop.time() + self._interval * (1 + 0.2 * self._rng())
+            self._due[key] = loop.time() + wait * (1 + 0.2 * self._rng())
         return 0.0
 
     def _done(self, key: Key, body: dict[str, Any]) -> None:

@@ -370,7 +370,11 @@ class Cluster:
     def _claim(self, tunnels: tuple[TunnelConfig, ...]) -> None:
         self._claims = {tunnel.key: _claim_of(tunnel) for tunnel in tunnels}
         refs = (r for t in tunnels for r in (t.source, *(p.source for p in t.policies)))
-        self._uids = {Key.ref(ref): ref.uid for ref in refs}
+        before, self._uids = self._uids, {Key.ref(ref): ref.uid for ref in refs}
+        for key in self._published:
+            # Another object of the same name has no status yet, though nothing else has changed.
+            if self._uids.get(key, "") != before.get(key, ""):
+                self._put(key)
         self.membership.epoch += 1
 
     def _held(self) -> frozenset[str]:

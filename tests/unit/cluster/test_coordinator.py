@@ -166,7 +166,14 @@ def test_the_next_life_goes_on_with_what_it_had(rig: Any) -> None:
         Memory(memory).forget()
 
 
-def test_statuses_are_the_owners(rig: Any) -> None:
+def of_object(tunnel: TunnelConfig, uid: str) -> TunnelConfig:
+    """The same, of a peer that replaced the one of this name."""
+    ref = tunnel.source.model_copy(update={"uid": uid})
+    policies = tuple(p.model_copy(update={"source": ref}) for p in tunnel.policies)
+    return tunnel.model_copy(update={"source": ref, "policies": policies})
+
+
+def test_statuses_are_the_owners(rig: Any, tunnel: Make, secret: MakeSecret) -> None:
     async def story() -> None:
         async with rig("a") as it:
             await it.settled()
@@ -183,6 +190,10 @@ def test_statuses_are_the_owners(rig: Any) -> None:
             await it.until(
                 lambda: it.server.objects[path]["status"].get("standbyGateways") == ["b"]
             )
+            # Another object of that name, which was made while nobody looked, has none yet.
+            again = secret(of_object(tunnel("p0"), "u2"))
+            await it.server.put(f"{SECRETS}/{tunnel_secret_name('default', 'p0')}", again)
+            await it.until(lambda: it.server.objects[path]["metadata"].get("uid") == "u2")
             count = len(it.server.applied)
             cluster.publish({key: None}, whole)
             cluster.publish({Key("IPsecPeer", "default", "of-another"): {"x": 1}}, whole)

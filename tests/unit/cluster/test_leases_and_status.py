@@ -197,7 +197,7 @@ def test_failures_are_tried_again_or_given_up() -> None:
         await server.put(f"{PEERS}/hq", {"spec": {}})
         sink = ApiStatusSink(api, lambda _: "", interval=0.01, rng=lambda: 0.0)
         task = asyncio.create_task(sink.run())
-        server.failing[:] = [500, 429, 503]
+        server.failing[:] = [429, 503]
         sink.put(HQ, status("A"))
         sink.put(Key("IPsecPeer", "default", "gone"), status("A"))
         await until(lambda: sink.idle)
@@ -213,6 +213,25 @@ def test_failures_are_tried_again_or_given_up() -> None:
         await until(lambda: sink.idle)
         assert len(server.applied) == count + 1
         assert server.objects[f"{PEERS}/hq"]["status"]["conditions"][0]["reason"] == "C"
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    run(story)
+
+
+def test_an_object_that_the_api_server_stumbles_over_stops_no_other() -> None:
+    async def story(server: KubeApi, api: Api) -> None:
+        await server.put(f"{PEERS}/hq", {"spec": {}})
+        await server.put(f"{PEERS}/other", {"spec": {}})
+        sink = ApiStatusSink(api, lambda _: "", interval=0.01, stumble=0.5, rng=lambda: 0.0)
+        server.failing[:] = [500]
+        sink.put(HQ, status("A"))
+        task = asyncio.create_task(sink.run())
+        await until(lambda: not server.failing)
+        sink.put(Key("IPsecPeer", "default", "other"), status("A"))
+        await until(lambda: "status" in server.objects[f"{PEERS}/other"])
+        assert "status" not in server.objects[f"{PEERS}/hq"]
+        await until(lambda: "status" in server.objects[f"{PEERS}/hq"])
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
 
