@@ -12,6 +12,7 @@ import click
 from rich.console import Console
 
 from ipsec_lab import bench_report, strongswan, userns
+from ipsec_lab.bench_failover import failover
 from ipsec_lab.bench_handshakes import handshakes, tunnel
 from ipsec_lab.bench_kernel import EMULATED, kernel
 from ipsec_lab.bench_modp import modp
@@ -31,11 +32,14 @@ BENCHES: Final[Mapping[str, Callable[[Settings], list[Row]]]] = {
     "kernel": kernel,
     "suites": suites,
     "operator": operator,
+    "failover": failover,
 }
 #: In a virtual machine with a kernel that has ESP (their smoke test: tests/kernel/test_bench.py).
 IN_GUEST: Final = frozenset({"kernel", "suites"})
 #: In the cluster that KUBECONFIG names.
 IN_CLUSTER: Final = frozenset({"operator"})
+#: Some need more than this machine, others many minutes.
+_ON_REQUEST: Final = IN_GUEST | IN_CLUSTER | {"failover"}
 #: These need no rights on this machine.
 _ANYWHERE: Final = IN_GUEST | IN_CLUSTER | {"modp"}
 _PAGE: Final = Path("docs/benchmarks.md")
@@ -45,7 +49,7 @@ _PAGE: Final = Path("docs/benchmarks.md")
 @click.option(
     "--only",
     type=click.Choice(list(BENCHES)),
-    help="One benchmark; without it all that need neither a virtual machine nor a cluster.",
+    help="One benchmark; without it all that need no virtual machine, no cluster and few minutes.",
 )
 @click.option(
     "--runs",
@@ -59,7 +63,7 @@ _PAGE: Final = Path("docs/benchmarks.md")
 def bench(only: str | None, runs: int, quick: bool, write: bool) -> None:
     """Measure handshakes, set-up time, throughput and memory beside strongSwan."""
     console = Console(width=None if sys.stdout.isatty() else 150)
-    names = [only] if only else [name for name in BENCHES if name not in IN_GUEST | IN_CLUSTER]
+    names = [only] if only else [name for name in BENCHES if name not in _ON_REQUEST]
     arguments = ["--only", only] if only else []
     arguments += ["--quick"] if quick else ["--runs", str(runs)]
     if not _ANYWHERE.issuperset(names):

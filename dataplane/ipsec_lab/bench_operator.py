@@ -101,7 +101,7 @@ def _rows(
     rest: float,
 ) -> list[Row]:
     many = f"{crowd:,} peers"
-    p95 = quantiles(latencies, n=20)[-1]
+    p95 = quantiles(latencies, n=20, method="inclusive")[-1]
     peak, resident = (octets / _MIB for octets in memory)
     return [
         Row(
