@@ -83,7 +83,8 @@ class IPsecPeerStatus(SpecModel):
     """MTU of the tunnel in octets."""
 
     nat_backend: Text | None = None
-    """How foreign source NAT is kept away."""
+    """Who else translates sources on the gateway's node, from which the peer's traffic is kept:
+    iptables-legacy, iptables-nft or nftables, with their users as far as known, or none."""
 
     child_sas: ChildSaCount | None = Field(default=None, alias="childSAs")
     """How many child SAs there are."""

@@ -333,6 +333,7 @@ class Gateway:
             await self._links.prune()
             await steering.settle(here.wanted())
             await here.end()
+            self.board.translated(await steering.translators())
         if first:
             self._wake_up()
         self.board.generated(generated(self.pump.engine.snapshot()) if static.patterns else ())

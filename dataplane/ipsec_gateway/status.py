@@ -77,6 +77,7 @@ class StatusBoard:
         self._dirty: set[Key] = set()
         self._trouble: Cause | None = None
         self._mtus: Mapping[str, int] = {}
+        self._translators = ""
         self._health: Mapping[str, Health] = {}
         #: What was told last, and of what.
         self._probes: dict[str, tuple[Health, LastProbe]] = {}
@@ -98,6 +99,12 @@ class StatusBoard:
         """Whether the data plane has taken what it was told, and if not why."""
         if trouble != self._trouble:
             self._trouble = trouble
+            self._dirty |= self._view.keys
+
+    def translated(self, translators: str) -> None:
+        """Who else translates sources on this node."""
+        if translators != self._translators:
+            self._translators = translators
             self._dirty |= self._view.keys
 
     def sized(self, mtus: Mapping[str, int]) -> None:
@@ -214,6 +221,7 @@ class StatusBoard:
             established_at=state.since or None,
             last_probe=self._probes[name][1] if up and name in self._probes else None,
             effectiveMTU=self._mtu(name, tunnel) if up else None,
+            nat_backend=self._translators or None if tunnel else None,
             childSAs=ChildSaCount(
                 installed=state.installed, expected=len(expected) + state.generated
             ),

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ipsec_gateway import clashes, conntrack, nftables, plan
+from ipsec_gateway import clashes, conntrack, nftables, plan, translators
 from ipsec_gateway.classify import Network, Step, classify
 from ipsec_gateway.intent import Address, Intent
 from ipsec_gateway.ipsec.base import PolicySpec
@@ -235,6 +235,11 @@ class Steering:
         """Take the guard away: the last of all steps."""
         await run("nft", "-f", "-", script=nftables.remove())
         self._guard = None
+
+    async def translators(self) -> str:
+        """Who else translates sources on this node."""
+        shown = await run_json("nft", "-j", "list", "chains")
+        return translators.backend(shown or {}, translators.legacy_tables())
 
     async def counters(self) -> dict[str, Counted]:
         """Packets and octets that the guard dropped, by counter name."""
