@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import re
 from typing import Annotated, Final
@@ -56,8 +57,9 @@ def is_fqdn(text: str) -> bool:
     return _FQDN.fullmatch(text) is not None
 
 
+@functools.lru_cache(maxsize=4096)
 def network(text: str) -> Network:
-    """The network of a checked prefix."""
+    """The network of a checked prefix. The same few are asked for again and again."""
     return ipaddress.ip_network(text)
 
 

@@ -320,9 +320,7 @@ async def _define(api: Api) -> list[str]:
     for file in sorted(_DEFINITIONS.glob("*.yaml")):
         definition = yaml.safe_load(file.read_text())
         name = definition["metadata"]["name"]
-        try:
-            await api.get(_CRDS, None, name)
-        except NotFound:
+        if not await _defined(api, name):
             await api.create(_CRDS, None, definition)
             made.append(name)
     for _ in range(100):
@@ -333,6 +331,19 @@ async def _define(api: Api) -> list[str]:
         else:
             return made
     raise LabError("the API server does not serve our resources")
+
+
+async def _defined(api: Api, name: str) -> bool:
+    """Whether the CRD is there; one that is on its way out is waited for."""
+    for _ in range(100):
+        try:
+            found = await api.get(_CRDS, None, name)
+        except NotFound:
+            return False
+        if "deletionTimestamp" not in found["metadata"]:
+            return True
+        await asyncio.sleep(0.5)
+    raise LabError(f"the CRD {name} has been going for too long")
 
 
 def _secret(name: str) -> Object:

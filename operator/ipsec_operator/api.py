@@ -14,6 +14,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import quote
+from urllib.request import getproxies
 
 import aiohttp
 from kubernetes.aio.client import ApiClient, Configuration
@@ -113,6 +114,9 @@ class Api:
     def __init__(self, config: Configuration) -> None:
         # Without a limit: each watch holds a connection, and there are a few for each namespace.
         config.connection_pool_maxsize = 0
+        # Without a proxy there is nothing to look up in the environment, which takes the client two
+        # trips through a thread for each call.
+        config.client_session_kwargs = {"trust_env": bool(getproxies())}
         self._client = ApiClient(config)
         #: Calls by verb, for the metrics.
         self.calls: dict[str, int] = {}

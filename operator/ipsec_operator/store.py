@@ -96,6 +96,8 @@ class Store:
 
     def put_resource(self, raw: Mapping[str, Any]) -> None:
         """An object of ours is new, or has changed."""
+        if self._knows(raw):
+            return
         new = _resource(raw, self.resources)
         if new is None:
             return
@@ -112,6 +114,17 @@ class Store:
         self._soil(new.unit)
         self._reindex(new.unit)
         self._mark("status", new.key)
+
+    def _knows(self, raw: Mapping[str, Any]) -> bool:
+        """Whether this very version was seen before: each of our own writes comes back."""
+        metadata = raw.get("metadata") or {}
+        names = (raw.get("kind"), metadata.get("namespace"), metadata.get("name"))
+        held = self.resources.get(Key(*map(str, names)))
+        return (
+            held is not None
+            and bool(held.version)
+            and (held.version == metadata.get("resourceVersion"))
+        )
 
     def drop_resource(self, key: Key) -> None:
         """An object of ours is gone."""
