@@ -281,7 +281,7 @@ class Gateway:
                     wanted = self._intent
             if wanted.peers or wanted.policies or in_force.standby:
                 await self._apply(wanted, facts.addresses)
-            elif self._intent is None or self._intent.peers or self._intent.policies:
+            elif self._left():
                 await self._withdraw()
             self._intent, self._basis = wanted, (in_force, facts)
             self._reports.ready = True
@@ -293,6 +293,14 @@ class Gateway:
         self._reports.changed.set()
         self.metrics.reconciled(self._loop.time() - started, ok=trouble is None)
         return trouble is None
+
+    def _left(self) -> bool:
+        """Whether anything is to be taken away once there is nothing to do: also the data plane
+        that was kept running for others' peers."""
+        before = self._intent
+        if before is None or self.pump.backend is not None:
+            return True
+        return bool(before.peers or before.policies)
 
     async def _apply(self, static: Intent, addresses: tuple[Address, ...]) -> None:
         steering, before, here = self._steering, self._intent, self._here

@@ -306,7 +306,8 @@ def status(generation=1, *, established="True", **more):
             ("Established", established),
         )
     ]
-    return {"observedGeneration": generation, "conditions": conditions, **more}
+    empty = {"discoveredSubnets": []}
+    return {"observedGeneration": generation, "conditions": conditions, **empty, **more}
 
 
 async def written(sink):
@@ -356,6 +357,8 @@ def test_a_status_is_beside_the_operators(release, access, peer):
     assert "Established" not in owners[OPERATOR_MANAGER]
     assert "activeGateway" not in owners[OPERATOR_MANAGER]
     assert "Accepted" not in owners[GATEWAY_MANAGER]
+    assert "discoveredSubnets" not in owners[GATEWAY_MANAGER]
+    assert said["status"]["discoveredSubnets"] == ["10.244.0.0/16", "10.96.0.0/16"]
     assert 'observedGeneration"' not in owners[GATEWAY_MANAGER].split("f:conditions")[0]
     assert said["status"]["standbyGateways"] == ["node-2"]
 

@@ -24,6 +24,8 @@ log = logging.getLogger("ipsec_gateway")
 
 #: The conditions that a gateway has the word on.
 CONDITIONS: Final = ("Programmed", "Established", "Healthy")
+#: Fields that the operator has the word on: said by us, even as empty, they would be ours.
+_NOT_OURS: Final = frozenset({"observedGeneration", "discoveredSubnets"})
 #: Seconds between two writes of the same object.
 INTERVAL: Final = 1.0
 #: Writes that are under way at the same time.
@@ -42,7 +44,7 @@ _PLURALS: Final = {kind.name: kind.plural for kind in KINDS}
 def body_of(key: Key, status: Mapping[str, Any], uid: str) -> dict[str, Any]:
     """What is applied: our part of the status. With ``uid`` what is said of an object that has
     replaced another one is something new; the API server does not compare it in ``/status``."""
-    ours = {name: value for name, value in status.items() if name != "observedGeneration"}
+    ours = {name: value for name, value in status.items() if name not in _NOT_OURS}
     ours["conditions"] = [c for c in status.get("conditions", ()) if c["type"] in CONDITIONS]
     metadata = {"name": key.name, "namespace": key.namespace}
     if uid:
