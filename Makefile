@@ -13,7 +13,7 @@ PYTHON := $(shell /usr/bin/python3 -c 'import sys; sys.exit(sys.version_info < (
 endif
 # The other site of `make demo`: kube-ipsec or strongswan.
 PEER ?= kube-ipsec
-# One benchmark of `make bench`; empty: all that need no virtual machine.
+# One benchmark of `make bench`; empty: all that need no virtual machine and no cluster.
 BENCH ?=
 # More options for pytest, for example: make test ARGS="-k rekey"
 ARGS ?=
@@ -25,7 +25,7 @@ export PYTHON
 # Debian keeps ip, nft and ethtool where the PATH of other users does not look.
 export PATH := $(PATH):/usr/sbin:/sbin
 
-.PHONY: help demo test test-kernel bench lint crds rootfs images lock clean
+.PHONY: help demo demo-cluster test test-kernel bench lint crds rootfs images lock clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -35,6 +35,11 @@ demo: ## YAML to tunnel to traffic between two gateways; PEER=strongswan for the
 	@.ci/packages --need "$(need)" --along "bench strongswan"
 	@$(MAKE) --no-print-directory $(VENV)/.project
 	$(BIN)/kube-ipsec demo --peer $(PEER)
+
+demo-cluster: ## the chart in the cluster of KUBECONFIG: what becomes of a peer there
+	@.ci/packages --need venv
+	@$(MAKE) --no-print-directory $(VENV)/.project
+	$(BIN)/python -m ipsec_lab.demo_cluster
 
 # One pytest session, so that there is one summary: the tiers with real sockets and
 # namespaces come last and stay on one worker (tests/conftest.py), the others share all.
