@@ -271,11 +271,14 @@ class FailoverRig:
 
     def gateway(self, name: str, *, hours: int = 0) -> None:
         """Start one, with a clock that is some hours wrong."""
+        self._gateway(name, name, "kube-ipsec", hours)
+
+    def _gateway(self, name: str, node: str, namespace: str, hours: int) -> None:
         number = GATEWAYS.index(name) + 1
         env = {
-            "NODE_NAME": name,
+            "NODE_NAME": node,
             "NODE_IP": f"192.0.2.{number}",
-            "POD_NAMESPACE": "kube-ipsec",
+            "POD_NAMESPACE": namespace,
             "KUBECONFIG": str(self.folder / "kubeconfig"),
             "KUBE_IPSEC_MESH_KEY": str(self.folder / "key"),
         }
@@ -339,12 +342,13 @@ class FailoverRig:
     def owners(self, peer: str) -> list[str]:
         """The gateways that say that they hold ``default/PEER``."""
         return [
-            name
-            for name in GATEWAYS
-            if name in self._processes
-            and self._processes[name].poll() is None
-            and f"default/{peer}" in self.view(name).get("held", ())
+            name for name in self.alive() if f"default/{peer}" in self.view(name).get("held", ())
         ]
+
+    def alive(self) -> list[str]:
+        """The gateways whose process is running."""
+        running = {name for name, each in self._processes.items() if each.poll() is None}
+        return [name for name in GATEWAYS if name in running]
 
     def wait(self, what: str, check: Callable[[], bool], *, seconds: float = 90.0) -> None:
         """Until it is so. Raises LabError with the last lines of all logs."""

@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 
 from ipsec_api.cluster import (
     GATEWAY_LEASE_SELECTOR,
@@ -33,6 +34,8 @@ from ipsec_gateway.cluster.kubeconfig import plain
 from ipsec_gateway.cluster.leases import Leases, Mine
 from ipsec_gateway.cluster.source import TunnelSource
 from ipsec_gateway.lastgood import Key
+from ipsec_gateway.routeagent.leases import Api as AgentApi
+from ipsec_gateway.routeagent.leases import Leases as AgentLeases
 from ipsec_lab.cluster import condition, until
 from ipsec_lab.forwarder import Forwarder, server_of
 
@@ -285,6 +288,32 @@ def test_a_lease_does_not_outlive_its_node(release, access, node):
     assert lease(release, node)
     release.cluster.delete("Node", "", node["name"])
     until(lambda: lease(release, node) is None, "the Lease is gone", 60)
+
+
+def test_route_agents_find_the_gateways(release, access, node, tmp_path):
+    """With the rights of their own account, which has no Secret at all."""
+    raw = yaml.safe_load(Path(os.environ["KUBECONFIG"]).read_text())
+    cluster = raw["clusters"][0]["cluster"]
+    authority = tmp_path / "ca.crt"
+    if data := cluster.get("certificate-authority-data"):
+        authority.write_bytes(base64.b64decode(data))
+    else:
+        authority.write_bytes(Path(cluster["certificate-authority"]).read_bytes())
+    token = tmp_path / "token"
+    token.write_text(release.cluster.token(release.namespace, "kube-ipsec-route-agent"))
+    there = AgentApi(cluster["server"], token, authority)
+    found = []
+
+    async def work(api):
+        await leases(api, release, node, {}).write()
+        agent = AgentLeases(there, release.namespace, found.append)
+        async with running(agent.run()):
+            await soon(lambda: found, "a list")
+        assert agent.trouble == ""
+
+    with_api(access, work)
+    addresses = [str(each) for each in found[-1][node["name"]]]
+    assert addresses == ["192.0.2.1", "2001:db8::1"]
 
 
 # -- statuses
