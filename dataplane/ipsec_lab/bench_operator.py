@@ -67,7 +67,9 @@ async def _operator(chosen: Settings) -> list[Row]:
             await asyncio.to_thread(it.wait_leading)
             async with bench.watching():
                 latencies = [await bench.one(f"single-{n}", n) for n in range(singles)]
+                before = it.usage()
                 all_ready = await bench.crowd(singles, crowd)
+                busy = (it.usage() - before).cpu
                 resident = it.usage().rss
                 await bench.silence()
                 changed, touched = await bench.changes(crowd, changes)
@@ -83,6 +85,7 @@ async def _operator(chosen: Settings) -> list[Row]:
         (peak, resident),
         changed,
         touched,
+        busy,
         used.cpu / rest,
         writes,
         rest,
@@ -96,6 +99,7 @@ def _rows(
     memory: tuple[int, int],
     changed: list[float],
     touched: int,
+    busy: float,
     cpu: float,
     writes: int,
     rest: float,
@@ -121,6 +125,7 @@ def _rows(
             note=f"{_PARALLEL} requests at a time; their Secrets were there; load, API server, "
             "etcd and operator share the processors if the cluster is on this machine",
         ),
+        Row(what="operator's CPU for them", unit="s", ours=(busy,)),
         Row(
             what="operator's memory, at most",
             unit="MiB",

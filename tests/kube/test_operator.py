@@ -9,6 +9,7 @@ import base64
 import json
 import time
 import uuid
+from datetime import UTC, datetime
 
 import pytest
 
@@ -147,20 +148,20 @@ def test_kubectl_get_shows_it(user, name):
     assert {"Gateway", "Uptime", "RTT", "Cipher", "NAT", "Age"} <= shown.keys()
 
 
-def said_by_gateway(user, name, **status):
+def said_by_gateway(user, name, established="True", **status):
     """What the owner of the peer writes, with the rights of gateways."""
     generation = user.get(name)["metadata"]["generation"]
     gateway = user.cluster.account(user.own, "kube-ipsec-gateway")
     conditions = [
         {
             "type": kind,
-            "status": "True",
-            "reason": kind,
-            "message": "",
+            "status": value,
+            "reason": kind if value == "True" else "NoAnswer",
+            "message": "" if value == "True" else "203.0.113.1:500 does not answer",
             "observedGeneration": generation,
             "lastTransitionTime": "2026-01-01T00:00:00Z",
         }
-        for kind in ("Programmed", "Established")
+        for kind, value in (("Programmed", "True"), ("Established", established))
     ]
     metadata = {"name": name, "namespace": user.namespace}
     body = {"apiVersion": API_VERSION, "kind": "IPsecPeer", "metadata": metadata}
@@ -192,6 +193,41 @@ def test_operator_and_gateways_each_own_their_fields_of_a_status(user, name):
     assert "Accepted" not in owners[GATEWAY_MANAGER]
     assert "kopf" not in json.dumps(item["metadata"])
     assert "finalizers" not in item["metadata"]
+
+
+def test_ready_is_what_all_of_them_say(user, name):
+    user.running(name)
+    gateway = user.cluster.account(user.own, "kube-ipsec-gateway")
+    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    lease = "kube-ipsec-gateway-node-1"
+    gateway.create(
+        {
+            "apiVersion": "coordination.k8s.io/v1",
+            "kind": "Lease",
+            "metadata": {
+                "name": lease,
+                "namespace": user.own,
+                "labels": {"kubeipsec.dev/gateway": "true"},
+            },
+            "spec": {"holderIdentity": "node-1", "leaseDurationSeconds": 6, "renewTime": now},
+        }
+    )
+    gateway.close()
+    try:
+        user.says(name, "Ready", "False", "Pending")
+        said_by_gateway(user, name, activeGateway="node-1")
+        user.says(name, "Ready", "True")
+        said_by_gateway(user, name, "False", activeGateway="node-1")
+        said = user.says(name, "Ready", "False", "NoAnswer")
+        assert "203.0.113.1:500" in said["message"]
+        # Of an older generation nothing counts.
+        said_by_gateway(user, name, activeGateway="node-1")
+        user.says(name, "Ready", "True")
+        user.peer(name, address="203.0.113.252")
+        user.says(name, "Ready", "False", "Pending")
+    finally:
+        user.cluster.delete("Lease", user.own, lease)
+    user.says(name, "Ready", "False", "NoGatewayNode")
 
 
 def test_what_others_write_into_a_status_is_not_fought_over(user, name):
@@ -419,6 +455,32 @@ def test_changed_values_roll_the_gateways(user, release, operator):
         )
     operator.start()
     operator.wait_leading()
+
+
+def test_networks_of_the_cluster_are_found(user, name, release, operator):
+    cluster = user.cluster
+    if cluster.list("Node"):
+        pytest.skip("its nodes say what the networks are; a node of the test would be one too many")
+    spec = {"podCIDRs": ["10.99.0.0/24"], "podCIDR": "10.99.0.0/24"}
+    # Nobody is to be put there.
+    spec["taints"] = [{"key": "kube-ipsec.test/none", "effect": "NoSchedule"}]
+    node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": f"{name}-node"}, "spec": spec}
+    cluster.create(node)
+    operator.stop()
+    try:
+        with release.operator("finder", clusterSubnets={}) as finder:
+            finder.wait_leading()
+            user.running(name)
+            found = user.get(name)["status"]["discoveredSubnets"]
+            assert found[0] == "10.99.0.0/24"
+            assert len(found) > 1, "networks of Services are known to the API server"
+            # A network of the cluster is none of a peer's.
+            user.peer(name, remoteSubnets=["10.99.0.0/16"])
+            assert "10.99.0.0/24" in user.says(name, "Accepted", "False", "Overlap")["message"]
+    finally:
+        cluster.delete("Node", "", f"{name}-node")
+        operator.start()
+        operator.wait_leading()
 
 
 def test_each_account_may_do_its_own_work_only(user, name):
