@@ -344,3 +344,16 @@ def test_a_name_of_an_interface_is_one_policys_across_peers(bench: Any, make: Ma
     bench.drop(policies[0])
     bench.judge()
     assert reasons(bench.store, make("key", policies[1])) == []
+
+
+def test_a_version_that_was_seen_is_not_looked_at_again(bench: Any, make: Make) -> None:
+    """Each of our own writes comes back by a watch."""
+    item = make("peer", 1)
+    item["metadata"] |= {"resourceVersion": "5"}
+    bench.store.put_resource(item)
+    bench.marks.clear()
+    bench.store.put_resource(item | {"spec": "of no interest"})
+    assert not bench.marks
+    changed = item | {"metadata": item["metadata"] | {"resourceVersion": "6"}}
+    bench.store.put_resource(changed)
+    assert bench.marks
