@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,12 @@ from typing import Any
 import pytest
 import yaml
 
+from ipsec_api.compile import compile as compile_snapshot
+from ipsec_api.documents import collect
 from ipsec_gateway import reports, runtime
 from ipsec_gateway.ipsec.base import PolicyDirection
 from ipsec_gateway.ipsec.recording import Operation, RecordingBackend
+from ipsec_gateway.lastgood import InForce
 from ipsec_gateway.options import Options
 from ipsec_gateway.ports import PortConflict
 from ipsec_gateway.resumefile import MEMORY, file_system
@@ -112,6 +115,43 @@ def test_the_data_plane_comes_and_goes_with_the_tunnels(rig: Rig, make) -> None:
     rig.run(work)
     assert [b.running for b in rig.backends] == [False, False]
     assert [b.log[-1].argument for b in rig.backends] == [True, True], "everything is removed"
+
+
+def test_a_standbys_data_plane_goes_with_the_last_peer(rig: Rig, make) -> None:
+    text = yaml.safe_dump_all([make.secret(), make.peer()])
+    tunnels = tuple(compile_snapshot(collect({"all.yaml": text}).snapshot).tunnels)
+    assert tunnels
+
+    class Others:
+        """Everything is another gateway's, and then gone."""
+
+        def __init__(self) -> None:
+            self.gone = asyncio.Event()
+
+        def refresh(self) -> None:
+            pass
+
+        async def snapshots(self) -> AsyncIterator[InForce]:
+            yield InForce(standby=tunnels)
+            await self.gone.wait()
+            yield InForce()
+            await asyncio.Event().wait()
+
+    async def main() -> None:
+        source = Others()
+        gateway = Gateway(rig.options, source, rig.make)
+        running = asyncio.create_task(gateway.run())
+        try:
+            await rig.until(lambda: rig.backends and rig.backends[0].running)
+            source.gone.set()
+            await rig.until(lambda: not rig.backends[0].running)
+            assert rig.backends[0].log[-1].argument is True, "everything is removed"
+        finally:
+            gateway.stop()
+            await running
+
+    asyncio.run(main())
+    assert len(rig.backends) == 1
 
 
 def test_a_data_plane_that_does_not_start_is_tried_again(rig: Rig, make) -> None:

@@ -94,6 +94,16 @@ def test_from_connecting_to_ready(rig: Rig, make) -> None:
     assert not {c["type"] for c in status["conditions"]} & {"Healthy"}
 
 
+def test_who_else_translates_is_told(rig: Rig, make) -> None:
+    rig.apply(make.peer())
+    assert "natBackend" not in rig.status()
+    rig.board.translated("iptables-nft (flannel)")
+    assert rig.status()["natBackend"] == "iptables-nft (flannel)"
+    rig.apply()
+    rig.apply(make.peer(disabled=True))
+    assert "natBackend" not in rig.status()
+
+
 def test_a_cause_outlives_the_next_attempt(rig: Rig, make) -> None:
     rig.apply(make.peer(), make.policy("more", **MORE))
     rig.down(Reason.TIMEOUT, "no answer from 203.0.113.9:500")
