@@ -418,8 +418,12 @@ def get_state(spi: int, protocol: int, destination: str) -> Message:
 
 
 def dump_states() -> Message:
-    """Ask for all SAs."""
-    return Message(Msg.GETSA, bytes(_STATE_ID.size), NLM_F_REQUEST | NLM_F_DUMP)
+    """Ask for all SAs.
+
+    A dump has no header of its own: what follows the message's is attributes to the kernel, which
+    complains in its log of what are none.
+    """
+    return Message(Msg.GETSA, b"", NLM_F_REQUEST | NLM_F_DUMP)
 
 
 def allocate_spi(state: State, low: int, high: int, if_id: int = 0) -> Message:
@@ -450,8 +454,8 @@ def delete_policy(selector: Selector, direction: Dir, index: int = 0, if_id: int
 
 
 def dump_policies() -> Message:
-    """Ask for the whole SPD."""
-    return Message(Msg.GETPOLICY, bytes(_POLICY_ID.size), NLM_F_REQUEST | NLM_F_DUMP)
+    """Ask for the whole SPD; without a header, as ``dump_states``."""
+    return Message(Msg.GETPOLICY, b"", NLM_F_REQUEST | NLM_F_DUMP)
 
 
 def set_thresholds(v4: tuple[int, int], v6: tuple[int, int]) -> Message:

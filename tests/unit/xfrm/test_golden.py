@@ -233,6 +233,7 @@ OURS: dict[str, Message] = {
     ),
     "policy delete src 10.1": msg.delete_policy(nets("10.1.0.0/16", "10.2.0.0/16"), Dir.OUT),
     "hthresh4": msg.set_thresholds((24, 24), (48, 56)),
+    "policy list": msg.dump_policies(),
 }
 
 
@@ -262,3 +263,9 @@ def test_every_command_that_writes_has_our_message() -> None:
     written = [v["command"] for v in VECTORS if not v["command"].endswith("list")]
     matched = {v["command"] for v in VECTORS for words in OURS if words in v["command"]}
     assert [c for c in written if c not in matched and "policy get" not in c] == []
+
+
+def test_a_dump_leaves_the_kernel_nothing_to_complain_of() -> None:
+    """What follows the message's header must be whole attributes. iproute2 sends an empty filter."""
+    body = memoryview(msg.dump_states().body)
+    assert sum(4 + len(value) for _, value in attr.attributes(body)) == len(body)
