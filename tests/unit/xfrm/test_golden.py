@@ -266,6 +266,6 @@ def test_every_command_that_writes_has_our_message() -> None:
 
 
 def test_a_dump_leaves_the_kernel_nothing_to_complain_of() -> None:
-    """What follows the message's header must be whole attributes. iproute2 sends an empty filter."""
+    """What follows the message's header must be whole attributes (iproute2: an empty filter)."""
     body = memoryview(msg.dump_states().body)
     assert sum(4 + len(value) for _, value in attr.attributes(body)) == len(body)
