@@ -68,12 +68,9 @@ class ClusterRig(FailoverRig):
 
     def _connect(self) -> None:
         host, port = server_of(self.cluster.kubeconfig)
-        try:
-            at = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
-        except ValueError as exc:
-            raise LabError(f"KUBECONFIG names its server {host}: here it takes an address") from exc
-        if at.version != 4:
-            raise LabError(f"KUBECONFIG names its server {host}: here it takes an IPv4 address")
+        at = _address(host)
+        if at is None:
+            raise LabError(obstacle(self.cluster.kubeconfig))
         for name in GATEWAYS:
             metadata = {"name": self.node(name), "labels": {"kube-ipsec.test/rig": self._suffix}}
             self.cluster.create({"apiVersion": "v1", "kind": "Node", "metadata": metadata})
@@ -149,6 +146,21 @@ class ClusterRig(FailoverRig):
         """Which of g1, g2, g3 holds NAMESPACE/PEER, if exactly one does."""
         holding = [n for n in self.alive() if key in self.view(n).get("held", ())]
         return holding[0] if len(holding) == 1 else ""
+
+
+def obstacle(kubeconfig: Path) -> str:
+    """Why nodes in namespaces could not reach the API server; empty if they can."""
+    host, _ = server_of(kubeconfig)
+    if _address(host) is not None:
+        return ""
+    return f"KUBECONFIG names its server {host}: nodes in namespaces need an IPv4 address"
+
+
+def _address(host: str) -> ipaddress.IPv4Address | None:
+    try:
+        return ipaddress.IPv4Address("127.0.0.1" if host == "localhost" else host)
+    except ValueError:
+        return None
 
 
 def five_lines(name: str, namespace: str, address: str, network: str) -> dict[str, Any]:

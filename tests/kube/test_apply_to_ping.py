@@ -8,13 +8,15 @@ text at the remote sites is counted, and there is to be none.
 from __future__ import annotations
 
 import base64
+import os
 import time
+from pathlib import Path
 
 import pytest
 
 from ipsec_api.cluster import TUNNEL_SELECTOR, tunnel_secret_name
 from ipsec_lab.cluster import condition, until
-from ipsec_lab.cluster_rig import PSK, ClusterRig, five_lines
+from ipsec_lab.cluster_rig import PSK, ClusterRig, five_lines, obstacle
 from ipsec_lab.failover_rig import GATEWAYS, PODS, REMOTES
 from ipsec_lab.leftovers import footprint, left_behind
 from ipsec_lab.traffic import ConstantPing, ping, ping_until
@@ -28,6 +30,8 @@ SITES = {"r1": ("198.51.100.101", "10.9.0.9"), "r2": ("198.51.100.102", "10.8.0.
 
 @pytest.fixture(scope="module")
 def release(install):
+    if reason := obstacle(Path(os.environ["KUBECONFIG"])):
+        pytest.skip(reason)
     with install() as made:
         yield made
 
