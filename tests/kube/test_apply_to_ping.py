@@ -14,7 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from ipsec_api.cluster import TUNNEL_SELECTOR, tunnel_secret_name
+from ipsec_api.cluster import (
+    DRAINING_ANNOTATION,
+    TUNNEL_SELECTOR,
+    gateway_lease_name,
+    tunnel_secret_name,
+)
 from ipsec_lab.cluster import condition, until
 from ipsec_lab.cluster_rig import PSK, ClusterRig, five_lines, obstacle
 from ipsec_lab.failover_rig import GATEWAYS, PODS, REMOTES
@@ -286,6 +291,27 @@ def test_a_killed_gateway_is_replaced(rig, user, r1, record_property):
     rig.gateway(owner)
     rig.wait("it has joined", lambda: bool(rig.view(owner).get("joined")))
     assert user.owner(r1) == new, "nothing moves when it comes back"
+    until(lambda: rig.node(owner) in user.get(r1)["status"]["standbyGateways"], "standby", 30)
+
+
+def test_a_gateway_that_is_told_to_end_hands_over(rig, user, r1, record_property):
+    passes(rig, r1)
+    owner = user.owner(r1)
+    lease = gateway_lease_name(rig.node(owner))
+    with ConstantPing(pod(rig), SITES[r1][1], interval=INTERVAL) as constant:
+        assert rig.terminate(owner) == 0
+        new = until(moved(user, r1, owner), "another owner", 30)
+        passes(rig, r1)
+        time.sleep(1)
+        result = constant.stop()
+    record_property("measured", f"SIGTERM: {gap(result):.2f} s without answers")
+    assert gap(result) < 10
+    said = user.cluster.get("Lease", rig.own, lease)["metadata"]["annotations"]
+    assert said[DRAINING_ANNOTATION] == "true"
+    item = settled(rig, user, r1, new)
+    assert rig.node(owner) not in item["status"]["standbyGateways"]
+    rig.gateway(owner)
+    rig.wait("it has joined", lambda: bool(rig.view(owner).get("joined")))
     until(lambda: rig.node(owner) in user.get(r1)["status"]["standbyGateways"], "standby", 30)
 
 
