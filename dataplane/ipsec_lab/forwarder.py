@@ -79,6 +79,8 @@ class Forwarder:
             for task in tasks:
                 task.cancel()
             self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+            # Transports that were aborted close their sockets in the next turn.
+            self._loop.run_until_complete(asyncio.sleep(0.01))
             self._loop.close()
 
     async def _accept(self) -> None:

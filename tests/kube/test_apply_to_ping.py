@@ -328,8 +328,6 @@ def test_without_the_api_server_it_goes_on(rig, user, r1, record_property):
             result = constant.stop()
         record_property("measured", f"kill -9, API away: {gap(result):.2f} s without answers")
         assert user.get(r1)["status"]["activeGateway"] == rig.node(owner), "nobody could say so"
-        assert user.wait(r1, "Ready", "False")["reason"] == "NoGatewayNode"
-        passes(rig, r1, 5)
     finally:
         rig.back(*GATEWAYS)
     settled(rig, user, r1, new)
