@@ -143,7 +143,10 @@ class Api:
         while True:
             found = await self._call("list", "GET", resource.path(namespace), query)
             metadata = found.get("metadata") or {}
-            items += found.get("items") or []
+            for item in found.get("items") or []:
+                # Most of an object's memory, and nobody here reads it.
+                (item.get("metadata") or {}).pop("managedFields", None)
+                items.append(item)
             following = metadata.get("continue")
             if not following:
                 return items, str(metadata.get("resourceVersion") or "")
