@@ -83,7 +83,7 @@ rootfs: ## assemble the images' root file systems in build/rootfs, and try them
 	@$(MAKE) --no-print-directory $(VENV)/.project
 	rm -rf build/rootfs
 	for part in operator gateway; do \
-	  .ci/rootfs $$part build/rootfs/$$part; \
+	  PYTHON=$(BIN)/python .ci/rootfs $$part build/rootfs/$$part; \
 	  chroot build/rootfs/$$part /usr/local/bin/kube-ipsec --version; \
 	  chroot build/rootfs/$$part /usr/local/bin/kube-ipsec --self-test $$part; \
 	done

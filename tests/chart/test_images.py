@@ -6,6 +6,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -111,7 +112,7 @@ def test_the_gateways_file_system_runs(tmp_path):
     root = tmp_path / "root"
     built = subprocess.run(
         [SCRIPT, "gateway", root],
-        env={**os.environ, "COMPILE": "no"},
+        env={**os.environ, "PYTHON": sys.executable, "COMPILE": "no"},
         capture_output=True,
         text=True,
         check=False,

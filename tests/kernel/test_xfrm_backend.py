@@ -180,7 +180,8 @@ def test_a_bundle_lets_nothing_pass_that_lacks_a_part(play: Callable[..., None])
         await a.backend.put_policies(policies(), ())
         async with wire(a) as seen:
             assert not await a.ping("10.2.0.1")
-        assert seen == [50]
+        # Twice where the kernel has kept the first ping, which had no SA.
+        assert set(seen) == {50}
 
     play(body)
 
