@@ -441,8 +441,18 @@ class Operator:
         while True:
             for _ in range(6):
                 await asyncio.sleep(_LEASES)
-                self.gateways_counted()
+                await self.look_at_gateways()
             self.controller.store.cool()
+
+    async def look_at_gateways(self) -> None:
+        """Count them. Where nobody renews a Lease their watch is silent, as it is while the API
+        server is away: asking tells the one from the other."""
+        if self._clock() - self._leases.heard >= _LEASES:
+            try:
+                await self._leases.look()
+            except ApiError as exc:
+                log.debug("Leases of gateways: %s", exc)
+        self.gateways_counted()
 
     def gateways_counted(self) -> None:
         """Whether some gateway is alive; statuses say so."""

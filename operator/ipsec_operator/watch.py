@@ -82,6 +82,10 @@ class Watch:
                 await asyncio.sleep(delay * (0.5 + self._jitter.random()))
                 delay = min(_LONGEST, delay * 2)
 
+    async def look(self) -> None:
+        """List anew beside the watch, which is silent where nothing changes. Raises ApiError."""
+        await self._list()
+
     async def _list(self) -> str:
         items, version = await self._api.list(self._resource, self._namespace, **self._selectors)
         self.heard = self._clock()

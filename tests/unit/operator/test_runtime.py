@@ -40,6 +40,11 @@ class Cluster:
     def __init__(self, server: ApiServer, url: str) -> None:
         self.server = server
         self.url = url
+        #: Seconds that the operator's clock is ahead.
+        self.ahead = 0.0
+
+    def clock(self) -> float:
+        return time.monotonic() + self.ahead
 
     def connection(self) -> Api:
         config = Configuration()
@@ -51,7 +56,7 @@ class Cluster:
             return kopf.ConnectionInfo(server=self.url)
 
         chosen = Settings(image="registry.example/gateway:1", **settings)
-        return Operator(chosen, api, "operator-0", time.monotonic, connect)
+        return Operator(chosen, api, "operator-0", self.clock, connect)
 
     @asynccontextmanager
     async def running(self, **settings: Any) -> AsyncIterator[Operator]:
@@ -136,6 +141,35 @@ def in_cluster() -> Callable[[Body], None]:
             await body(Cluster(server, url))
 
     return lambda body: asyncio.run(run(body))
+
+
+def test_gateways_that_all_fell_silent_are_told_from_an_api_server_that_did(
+    in_cluster: Any, make: Make
+) -> None:
+    """The watch of their Leases says nothing in either case."""
+
+    async def body(cluster: Cluster) -> None:
+        cluster.heartbeat()
+        cluster.server.add(make("secret", 1))
+        cluster.server.add(make("peer", 1))
+        async with cluster.running() as operator:
+            await operator.look_at_gateways()
+            assert operator.controller.gateways
+            cluster.ahead = 60.0
+            cluster.server.refuse = lambda call: 503 if call.plural == "leases" else None
+            await operator.look_at_gateways()
+            assert operator.controller.gateways
+            cluster.server.refuse = lambda _: None
+            await operator.look_at_gateways()
+            assert not operator.controller.gateways
+            no_gateway = ("False", "NoGatewayNode")
+            await cluster.until(lambda: cluster.reason("peer-1", "Ready") == no_gateway)
+            cluster.heartbeat(at="2026-01-01T00:01:00.000000Z")
+            await cluster.quiet(operator)
+            await operator.look_at_gateways()
+            assert operator.controller.gateways
+
+    in_cluster(body)
 
 
 def test_from_nothing_to_a_tunnel_and_back(in_cluster: Any, make: Make) -> None:
