@@ -31,7 +31,7 @@ from ipsec_api.tunnel import ObjectRef, TunnelConfig, TunnelPolicy
 from ipsec_gateway.classify import Network
 from ipsec_gateway.ipsec.abilities import Abilities
 from ipsec_gateway.ipsec.mtu import INITIAL, MINIMUM
-from ipsec_gateway.marks import FALLBACK_METRIC, Numbers
+from ipsec_gateway.marks import FALLBACK_METRIC, Numbers, allocate
 from ipsec_gateway.outermarks import known_addresses
 from ipsec_ike.config import Handling, Offload
 
@@ -90,16 +90,8 @@ def ours(if_id: int) -> bool:
 
 
 def allocate_if_ids(keys: Iterable[str]) -> dict[str, int]:
-    """One number per key, the same for the same keys whatever their order."""
-    taken: set[int] = set()
-    result: dict[str, int] = {}
-    for key in sorted(set(keys)):
-        attempt = 0
-        while (number := if_id_of(key, attempt)) in taken:
-            attempt += 1
-        taken.add(number)
-        result[key] = number
-    return result
+    """One number per key (``marks.allocate``)."""
+    return allocate(keys, if_id_of)
 
 
 def handling(

@@ -31,7 +31,7 @@ counter. They have a range of their own, by which a restarted gateway knows its 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -149,17 +149,23 @@ def reqid_of(key: str, attempt: int = 0) -> int:
 
 
 def allocate_reqids(keys: Iterable[str]) -> dict[str, int]:
-    """One reqid per key, the same for the same keys whatever their order.
+    """One reqid per key (``allocate``); two keys collide with a chance of 2**-29."""
+    return allocate(keys, reqid_of)
 
-    Where two keys collide (2**-29 for a pair) the one that sorts later takes its next hash, so
-    that a collision concerns two tunnels and never all that follow.
+
+def allocate(keys: Iterable[str], number_of: Callable[[str, int], int]) -> dict[str, int]:
+    """One number per key, the same for the same keys whatever their order.
+
+    ``number_of`` gives the number that a key gets at its first, second, ... attempt. Where two keys
+    collide the one that sorts later takes its next one, so that a collision concerns two tunnels
+    and never all that follow.
     """
     taken: set[int] = set()
     result: dict[str, int] = {}
     for key in sorted(set(keys)):
         attempt = 0
-        while (reqid := reqid_of(key, attempt)) in taken:
+        while (number := number_of(key, attempt)) in taken:
             attempt += 1
-        taken.add(reqid)
-        result[key] = reqid
+        taken.add(number)
+        result[key] = number
     return result
