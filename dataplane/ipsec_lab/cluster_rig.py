@@ -18,7 +18,6 @@ from typing import Any, Final, Self
 import yaml
 
 from ipsec_api.cluster import MESH_KEY, MESH_SECRET, gateway_lease_name
-from ipsec_lab import manifests
 from ipsec_lab.cluster import Cluster, until
 from ipsec_lab.failover_rig import GATEWAYS, PODS, REMOTES, FailoverRig
 from ipsec_lab.forwarder import Forwarder, server_of
@@ -118,20 +117,7 @@ class ClusterRig(FailoverRig):
 
     def site(self, name: str, network: str, *, psk: bytes = PSK, **spec: Any) -> None:
         """A remote site, which answers to any of the gateways."""
-        folder = self.folder / name
-        folder.mkdir()
-        peer = manifests.peer(
-            "cluster",
-            address="198.51.100.1",
-            psk_from="psk",
-            fallbackAddresses=["198.51.100.2", "198.51.100.3"],
-            passive=True,
-            localSubnets=[network],
-            remoteSubnets=list(LOCAL),
-            **spec,
-        )
-        manifests.write(folder, manifests.secret("psk", psk), peer)
-        self._launch(name, ["gateway", f"--manifests={folder}", "--dataplane=userspace"])
+        self._remote(name, network, LOCAL, psk, **spec)
 
     def gateway(self, name: str, *, hours: int = 0) -> None:
         """Start one, with a clock that is some hours wrong."""

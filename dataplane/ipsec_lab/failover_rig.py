@@ -26,7 +26,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any, Final, Self
 
@@ -213,7 +213,7 @@ class FailoverRig:
         for name in GATEWAYS:
             self.api({"put": f"/api/v1/nodes/{name}", "body": {"metadata": {"uid": f"u-{name}"}}})
         for number, (name, network) in enumerate(REMOTES.items(), 101):
-            self._remote(name, network)
+            self._remote(name, network, [PODS], _PSK)
             self._tunnel(name, f"198.51.100.{number}", network, spec or {})
         gateways = [f"--gateway={n}=192.0.2.{i}" for i, n in enumerate(GATEWAYS, 1)]
         self._launch(
@@ -229,7 +229,11 @@ class FailoverRig:
             ],
         )
 
-    def _remote(self, name: str, network: str) -> None:
+    def _remote(
+        self, name: str, network: str, behind: Sequence[str], psk: bytes, **spec: Any
+    ) -> None:
+        """A remote site with ``network``, which answers to any of the gateways; ``behind`` them are
+        these networks."""
         folder = self.folder / name
         folder.mkdir()
         peer = manifests.peer(
@@ -239,9 +243,10 @@ class FailoverRig:
             fallbackAddresses=["198.51.100.2", "198.51.100.3"],
             passive=True,
             localSubnets=[network],
-            remoteSubnets=[PODS],
+            remoteSubnets=list(behind),
+            **spec,
         )
-        manifests.write(folder, manifests.secret("psk", _PSK), peer)
+        manifests.write(folder, manifests.secret("psk", psk), peer)
         self._launch(name, ["gateway", f"--manifests={folder}", "--dataplane=userspace"])
 
     def _tunnel(self, name: str, address: str, network: str, spec: dict[str, Any]) -> None:
