@@ -68,7 +68,7 @@ class Watch:
         while True:
             try:
                 if not version:
-                    version = await self._list()
+                    version = await self.look()
                 version = await self._follow(version)
                 delay = _FIRST
             except Gone:
@@ -82,11 +82,9 @@ class Watch:
                 await asyncio.sleep(delay * (0.5 + self._jitter.random()))
                 delay = min(_LONGEST, delay * 2)
 
-    async def look(self) -> None:
-        """List anew beside the watch, which is silent where nothing changes. Raises ApiError."""
-        await self._list()
-
-    async def _list(self) -> str:
+    async def look(self) -> str:
+        """List all of them; gives the version. Also beside the watch, which is silent where nothing
+        changes. Raises ApiError."""
         items, version = await self._api.list(self._resource, self._namespace, **self._selectors)
         self.heard = self._clock()
         self._sink.replace(items)
