@@ -15,11 +15,16 @@ import subprocess
 from collections.abc import Callable, Generator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from ipsec_lab import guest, strongswan, userns
 from ipsec_lab.guest_inside import inside
 from ipsec_lab.netns import missing_programs
+
+# Times are for `make bench`: on a busy machine a good example may take long.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 REQUIRE = os.environ.get("KUBE_IPSEC_REQUIRE_TIERS") == "1"
 
