@@ -17,11 +17,11 @@ somebody else has changed meanwhile is left alone.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
+from ipsec_gateway import netns
 from ipsec_gateway.classify import Network
 from ipsec_gateway.intent import Address
 
@@ -128,7 +128,7 @@ class Sysctls:
 
     def _file(self) -> Path:
         """Of this network namespace: a lab, or a pod, has its own variables."""
-        return self._folder / f"sysctls-{os.stat('/proc/thread-self/ns/net').st_ino}.json"
+        return self._folder / f"sysctls-{netns.identity()}.json"
 
     def _remember(self) -> None:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)

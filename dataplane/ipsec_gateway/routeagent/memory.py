@@ -6,11 +6,11 @@ Names, addresses and kernel variables, nothing secret; gone with the next boot, 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from ipsec_gateway import netns
 from ipsec_gateway.intent import Address
 from ipsec_gateway.routeagent.leases import parse_addresses
 
@@ -20,8 +20,7 @@ class Memory:
     or not ours to understand; ``keep`` raises OSError."""
 
     def __init__(self, folder: Path) -> None:
-        namespace = os.stat("/proc/thread-self/ns/net").st_ino
-        self._file: Final = folder / f"route-agent-{namespace}.json"
+        self._file: Final = folder / f"route-agent-{netns.identity()}.json"
         self._text = ""
 
     def recall(self) -> dict[str, Any]:

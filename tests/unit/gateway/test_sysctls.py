@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from ipsec_gateway import netns
 from ipsec_gateway.sysctls import Sysctls, forwards
 
 FORWARD, FORWARD6 = "ipv4/ip_forward", "ipv6/conf/all/forwarding"
@@ -120,3 +121,9 @@ def test_nonsense_in_memory_is_not_put_back(tree: Tree) -> None:
     kept.write_text('["0"]')
     assert tree.sysctls().restore() == []
     assert tree.all()[FORWARD] == "1"
+
+
+def test_a_kernel_without_cookies_is_known_by_inode(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert netns.identity().isdecimal()
+    monkeypatch.setattr(netns, "_SO_NETNS_COOKIE", 9999)
+    assert netns.identity() == f"inode-{Path('/proc/self/ns/net').stat().st_ino}"
