@@ -23,4 +23,5 @@ def test_a_later_namespace_has_another_name() -> None:
             assert seen(inside) == names[-1], "the next process finds it again"
         finally:
             inside.delete()
-    assert len(set(names)) == len(names) and netns.identity() not in names
+    assert len(set(names)) == len(names)
+    assert netns.identity() not in names
