@@ -17,13 +17,13 @@ from typing import Any, Final
 from ipsec_api.cluster import GATEWAY_MANAGER
 from ipsec_api.kinds import API_VERSION, GROUP, KINDS
 from ipsec_gateway.cluster.api import Api, ApiError
-from ipsec_gateway.cluster.reflector import Backoff
+from ipsec_gateway.cluster.backoff import Backoff
 from ipsec_gateway.lastgood import Key
 
 log = logging.getLogger("ipsec_gateway")
 
 #: The conditions that a gateway has the word on.
-CONDITIONS: Final = ("Programmed", "Established", "Healthy")
+CONDITIONS: Final = ("Programmed", "Established", "Forwarding", "Healthy")
 #: Fields that the operator has the word on: said by us, even as empty, they would be ours.
 _NOT_OURS: Final = frozenset({"observedGeneration", "discoveredSubnets"})
 #: Seconds between two writes of the same object.

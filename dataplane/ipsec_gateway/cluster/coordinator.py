@@ -25,8 +25,10 @@ from ipsec_gateway.cluster.giveup import GiveUp
 from ipsec_gateway.cluster.leases import Leases, Mine
 from ipsec_gateway.cluster.membership import Claim, Decision, LeaseFacts, Membership
 from ipsec_gateway.cluster.memory import Memory
-from ipsec_gateway.cluster.mesh import MeshClient, MeshKey, MeshServer
+from ipsec_gateway.cluster.meshclient import MeshClient
+from ipsec_gateway.cluster.meshkey import MeshKey
 from ipsec_gateway.cluster.meshline import Line, digest_of
+from ipsec_gateway.cluster.meshserver import MeshServer
 from ipsec_gateway.cluster.source import TunnelSource
 from ipsec_gateway.lastgood import InForce, Key
 

@@ -35,8 +35,9 @@ from ipsec_api.cluster import (
 from ipsec_api.kinds import GROUP
 from ipsec_api.ownership import DEFAULT_GROUP
 from ipsec_gateway.cluster.api import Api, ApiError
+from ipsec_gateway.cluster.backoff import Backoff
 from ipsec_gateway.cluster.membership import LeaseFacts
-from ipsec_gateway.cluster.reflector import Backoff, Objects, Reflector
+from ipsec_gateway.cluster.reflector import Objects, Reflector
 
 log = logging.getLogger("ipsec_gateway")
 

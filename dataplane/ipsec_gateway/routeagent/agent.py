@@ -20,6 +20,9 @@ from typing import Any, Final
 
 from ipsec_gateway import conntrack
 from ipsec_gateway.classify import Network
+from ipsec_gateway.cluster.meshclient import MeshClient
+from ipsec_gateway.cluster.meshkey import MeshKey
+from ipsec_gateway.cluster.meshline import Line
 from ipsec_gateway.http import HttpServer, Pages
 from ipsec_gateway.intent import Address
 from ipsec_gateway.monitor import Monitor
@@ -29,9 +32,8 @@ from ipsec_gateway.routeagent.leases import Api, Gateways, Leases
 from ipsec_gateway.routeagent.loose import Loose
 from ipsec_gateway.routeagent.memory import Memory, checks_of, gateways_of
 from ipsec_gateway.routeagent.metrics import Metrics, Scrape
-from ipsec_gateway.routeagent.picture import Carried, Picture, Says, networks
+from ipsec_gateway.routeagent.picture import Carried, Picture, networks
 from ipsec_gateway.routeagent.plan import Node, Settings, Wanted, plan
-from ipsec_gateway.routeagent.streams import Streams
 from ipsec_gateway.tools import ToolError
 
 log = logging.getLogger("ipsec_gateway")
@@ -43,6 +45,9 @@ RETRY: Final = 2.0
 #: Seconds after which an agent without memory takes away what no gateway has named, even if some
 #: gateway has never been heard.
 PATIENCE: Final = 60.0
+#: Seconds between two attempts at a gateway that is not heard, at the most: a gateway that comes
+#: back is called by every node of the cluster.
+_LONGEST_WAIT: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +94,9 @@ class Agent:
         self._moves = 0
         self._errors = 0
         self._metrics: Final = Metrics()
-        self._streams: Final = Streams(options.key, options.mesh_port, self._on_line)
+        self._mesh: Final = MeshClient(
+            MeshKey(options.key), options.mesh_port, self._on_line, longest_wait=_LONGEST_WAIT
+        )
         self._leases: Leases | None = None
 
     def stop(self) -> None:
@@ -126,7 +133,7 @@ class Agent:
                 lister.cancel()
                 await asyncio.gather(lister, return_exceptions=True)
             monitor.close()
-            await self._streams.close()
+            await self._mesh.close()
             await server.close()
 
     async def clean(self) -> None:
@@ -187,7 +194,7 @@ class Agent:
             each.gateway is None or each.gateway not in self._gateways for each in carried.values()
         ):
             # Somebody may have it whom we do not hear yet.
-            self._streams.hurry()
+            self._mesh.hurry()
             if self._leases is not None:
                 self._leases.hurry()
 
@@ -224,17 +231,19 @@ class Agent:
             log.info("%s is gone", peer)
         self._carried = carried
 
-    def _on_line(self, line: Says) -> None:
+    def _on_line(self, line: Line) -> bool:
+        new = self._picture.is_new(line)
         if self._picture.said(line, asyncio.get_running_loop().time()):
             self._due = True
             self._wake.set()
+        return new
 
     def _on_gateways(self, gateways: Gateways) -> None:
         changed = dict(gateways) != dict(self._gateways)
         first, self._listed = not self._listed, True
         if changed or first:
             self._gateways = dict(gateways)
-            self._streams.follow(self._gateways)
+            self._follow()
             self._look_again()
 
     def _look_again(self) -> None:
@@ -249,7 +258,10 @@ class Agent:
             self._loose = Loose(checks_of(kept))
             if self._options.gateways is None:
                 self._gateways = gateways_of(kept)
-                self._streams.follow(self._gateways)
+                self._follow()
+
+    def _follow(self) -> None:
+        self._mesh.follow({n: tuple(map(str, at)) for n, at in self._gateways.items()})
 
     def _keep(self, now: float) -> list[str]:
         try:
@@ -297,7 +309,7 @@ class Agent:
         self._metrics.scrape = Scrape(
             Counter(w.split("/")[0] for w in self._ways().values()),
             {name: self._picture.heard(name, now) for name in self._gateways},
-            self._streams.lines,
+            self._mesh.lines,
             self._kernel.writes,
             self._moves,
             self._errors,
@@ -313,7 +325,7 @@ class Agent:
                 name: {
                     "addresses": [str(a) for a in addresses],
                     "heard": self._picture.heard(name, now),
-                    "trouble": self._streams.troubles.get(name, ""),
+                    "trouble": self._mesh.troubles.get(name, ""),
                 }
                 for name, addresses in sorted(self._gateways.items())
             },

@@ -28,29 +28,12 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from ipsec_gateway.classify import Network
+from ipsec_gateway.cluster.meshline import Line
 
 #: Seconds after which a gateway that says nothing does not count as live.
 SILENCE: Final = 6.0
 #: Seconds for which the subnets of a peer that nobody names any more stay unreachable.
 FORGET: Final = 30.0
-
-
-@dataclass(frozen=True, slots=True)
-class Says:
-    """One line of a gateway. ``owned`` is None where it has not changed since the last one.
-
-    ``ages`` has seconds for which it has owned each, 0 where it does not say.
-    """
-
-    gateway: str
-    incarnation: str
-    seq: int
-    draining: bool = False
-    gives_up: frozenset[str] = frozenset()
-    owned: Mapping[str, tuple[Network, ...]] | None = None
-    ages: Mapping[str, float] = field(default_factory=dict)
-    #: Those of ``owned`` whose traffic may leave in clear text while nobody carries it.
-    tolerant: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +83,17 @@ class Picture:
         #: The newest claim to each peer: who, since when.
         self._taken: dict[str, tuple[str, float]] = {}
 
-    def said(self, line: Says, now: float) -> bool:
+    def is_new(self, line: Line) -> bool:
+        """Whether it does not stand behind one that was taken in."""
+        it = self._gateways.get(line.gateway)
+        return it is None or it.incarnation != line.incarnation or line.seq >= it.seq
+
+    def said(self, line: Line, now: float) -> bool:
         """Take a line in. Returns whether it can change who carries what; an old one cannot."""
+        if not self.is_new(line):
+            return False
         it = self._gateways.setdefault(line.gateway, _Gateway(now))
         same_life = it.incarnation == line.incarnation
-        if same_life and line.seq < it.seq:
-            return False
         was_silent = now - it.heard > SILENCE
         it.heard, it.seq, it.incarnation = now, line.seq, line.incarnation
         before = (it.draining, it.gives_up)
@@ -115,11 +103,12 @@ class Picture:
             changed |= self._owns(line, it, same_life, now)
         return changed
 
-    def _owns(self, line: Says, it: _Gateway, same_life: bool, now: float) -> bool:
+    def _owns(self, line: Line, it: _Gateway, same_life: bool, now: float) -> bool:
         assert line.owned is not None
         changed = False
-        for peer, remotes in line.owned.items():
-            claim, tolerant = it.claims.get(peer), peer in line.tolerant
+        for peer, subnets in line.owned.items():
+            remotes = networks(subnets)
+            claim, tolerant = it.claims.get(peer), peer in line.use
             if claim is None or claim.released or not same_life:
                 since = now - max(line.ages.get(peer, 0.0), 0.0)
                 it.claims[peer] = _Claim(remotes, since, tolerant)

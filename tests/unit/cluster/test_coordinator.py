@@ -21,7 +21,8 @@ from ipsec_gateway.cluster.coordinator import Cluster, ClusterOptions, remote_su
 from ipsec_gateway.cluster.launch import cluster_options
 from ipsec_gateway.cluster.membership import LeaseFacts
 from ipsec_gateway.cluster.memory import Memory
-from ipsec_gateway.cluster.mesh import MeshClient, MeshKey
+from ipsec_gateway.cluster.meshclient import MeshClient
+from ipsec_gateway.cluster.meshkey import MeshKey
 from ipsec_gateway.cluster.metrics import ClusterMetrics
 from ipsec_gateway.lastgood import InForce, Key
 from ipsec_lab.apistub import LEASES, SECRETS, KubeApi

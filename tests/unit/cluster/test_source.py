@@ -13,7 +13,7 @@ import pytest
 from ipsec_api.cluster import SOURCE_ANNOTATION, TUNNEL_KEY, tunnel_secret_name
 from ipsec_api.tunnel import TunnelConfig
 from ipsec_gateway.cluster.api import Access, Api
-from ipsec_gateway.cluster.reflector import FIRST, LONGEST, Backoff
+from ipsec_gateway.cluster.backoff import FIRST, LONGEST, Backoff
 from ipsec_gateway.cluster.source import BadSecret, TunnelSource, tunnel_of
 from ipsec_gateway.lastgood import InForce
 from ipsec_lab.apistub import SECRETS, KubeApi

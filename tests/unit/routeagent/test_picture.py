@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipsec_gateway.routeagent.picture import FORGET, SILENCE, Picture, Says, networks
+from ipsec_gateway.cluster.meshline import Line
+from ipsec_gateway.routeagent.picture import FORGET, SILENCE, Picture, networks
 
 PEER = "ns/hq"
 NETS = networks(["10.9.0.0/16", "fd00:9::/64"])
@@ -21,10 +22,10 @@ class Gateway:
         self.life = life
         self.seq = 0
 
-    def says(self, *peers: str, silent: bool = False, ages=None, nets=NETS, **more) -> Says:
+    def says(self, *peers: str, silent: bool = False, ages=None, nets=NETS, **more) -> Line:
         self.seq += 1
-        owned = None if silent else dict.fromkeys(peers, nets)
-        return Says(self.name, self.life, self.seq, owned=owned, ages=ages or {}, **more)
+        owned = None if silent else dict.fromkeys(peers, tuple(map(str, nets)))
+        return Line(self.name, self.life, self.seq, owned=owned, ages=ages or {}, **more)
 
 
 def carrier(picture: Picture, now: float, peer: str = PEER) -> str | None:
@@ -146,7 +147,7 @@ def test_an_old_line_counts_for_nothing():
 
 def test_tolerance_is_remembered_while_nobody_carries_it():
     picture, g1 = Picture(), Gateway("g1")
-    picture.said(g1.says(PEER, tolerant=frozenset({PEER})), 0)
+    picture.said(g1.says(PEER, use=frozenset({PEER})), 0)
     picture.said(g1.says(), 1)
     assert picture.carried(1)[PEER].tolerant
     assert picture.said(g1.says(PEER), 2)
@@ -165,8 +166,8 @@ def test_the_next_change_is_the_next_silence_or_forgetting():
 
 def test_a_record_brings_the_next_agent_to_the_same_point():
     picture, g1, g2 = Picture(), Gateway("g1"), Gateway("g2")
-    picture.said(g1.says(PEER, "ns/gone", tolerant=frozenset({PEER})), 0)
-    picture.said(g1.says(PEER, tolerant=frozenset({PEER})), 1)
+    picture.said(g1.says(PEER, "ns/gone", use=frozenset({PEER})), 0)
+    picture.said(g1.says(PEER, use=frozenset({PEER})), 1)
     after = Picture()
     after.remember(json.loads(json.dumps(picture.record(1))), 500)
     assert after.carried(500) == picture.carried(1)

@@ -15,11 +15,13 @@ from click.testing import CliRunner
 
 from ipsec_api.cluster import ADDRESSES_ANNOTATION
 from ipsec_gateway.cluster import meshline
+from ipsec_gateway.cluster.backoff import Backoff
+from ipsec_gateway.cluster.meshclient import MeshClient
+from ipsec_gateway.cluster.meshkey import MeshKey
 from ipsec_gateway.routeagent.cli import route_agent
 from ipsec_gateway.routeagent.leases import Api, Leases, NoCluster, parse
 from ipsec_gateway.routeagent.memory import Memory, checks_of, gateways_of
 from ipsec_gateway.routeagent.metrics import Metrics, Scrape
-from ipsec_gateway.routeagent.streams import Streams
 
 IP = ipaddress.ip_address
 KEY = bytes(range(32))
@@ -107,11 +109,17 @@ def test_leases_are_listed_from_the_cache_with_the_token_of_today(tmp_path):
     }
 
 
-def follow(tmp_path: Path, lines: Callable[[str], list[bytes]], wait: str) -> tuple[list, Streams]:
+def follow(
+    tmp_path: Path, lines: Callable[[str], list[bytes]], wait: str
+) -> tuple[list, MeshClient]:
     """A stream of one connection; ends when there is something in ``wait``."""
     key = tmp_path / "key"
     key.write_bytes(KEY)
     heard: list = []
+
+    def hear(line: meshline.Line) -> bool:
+        heard.append(line)
+        return True
 
     async def handler(request: web.Request) -> web.StreamResponse:
         nonce = meshline.request_nonce(KEY, request.headers)
@@ -123,14 +131,14 @@ def follow(tmp_path: Path, lines: Callable[[str], list[bytes]], wait: str) -> tu
             await response.write(line)
         return response
 
-    async def work() -> Streams:
+    async def work() -> MeshClient:
         runner, port = await serve(meshline.PATH, handler)
-        streams = Streams(key, port, heard.append)
-        streams.follow({"g1": (IP("127.0.0.1"),)})
-        await until(lambda: getattr(streams, wait) if wait else len(heard) >= 3)
-        await streams.close()
+        client = MeshClient(MeshKey(key), port, hear)
+        client.follow({"g1": ("127.0.0.1",)})
+        await until(lambda: getattr(client, wait) if wait else len(heard) >= 3)
+        await client.close()
         await runner.cleanup()
-        return streams
+        return client
 
     return heard, asyncio.run(work())
 
@@ -141,13 +149,37 @@ def test_lines_are_told_and_a_stream_that_ends_is_opened_again(tmp_path):
     def lines(nonce: str) -> list[bytes]:
         return [meshline.encode(line, KEY, nonce)]
 
-    heard, streams = follow(tmp_path, lines, "")
-    assert streams.lines["ok"] >= 3
+    heard, client = follow(tmp_path, lines, "")
+    assert client.lines["ok"] >= 3
     assert heard[0].gateway == "g1"
-    assert {p: [str(n) for n in nets] for p, nets in heard[0].owned.items()} == {
-        "ns/hq": ["10.9.0.0/16"]
-    }
-    assert heard[0].tolerant == {"ns/hq"}
+    assert heard[0] == line
+
+
+def test_a_gateway_without_an_address_is_in_trouble_until_it_has_one(tmp_path):
+    async def work() -> None:
+        client = MeshClient(MeshKey(tmp_path / "key"), 1, bool)
+        client.follow({"g1": ()})
+        assert "names no address" in client.troubles["g1"]
+        client.follow({})
+        assert not client.troubles
+        await client.close()
+
+    asyncio.run(work())
+
+
+def test_who_waits_can_be_hurried(tmp_path, monkeypatch):
+    monkeypatch.setattr(Backoff, "wait", lambda _: 3600.0)
+
+    async def work() -> None:
+        client = MeshClient(MeshKey(tmp_path / "key"), 1, bool)
+        client.follow({"g1": ("127.0.0.1",)})
+        await until(lambda: client.troubles)
+        (tmp_path / "key").write_bytes(b"short")
+        client.hurry()
+        await until(lambda: "shorter than 16" in client.troubles["g1"])
+        await client.close()
+
+    asyncio.run(work())
 
 
 @pytest.mark.parametrize(
@@ -161,9 +193,9 @@ def test_lines_are_told_and_a_stream_that_ends_is_opened_again(tmp_path):
 )
 def test_what_is_not_the_gateway_s_is_not_told(tmp_path, lines, why, caplog):
     caplog.set_level(logging.WARNING)
-    heard, streams = follow(tmp_path, lines, "troubles")
+    heard, client = follow(tmp_path, lines, "troubles")
     assert heard == []
-    assert streams.lines[why] >= 1
+    assert client.lines[why] >= 1
     assert "not signed as ours" in caplog.text
     assert KEY.hex() not in caplog.text
 
