@@ -203,6 +203,14 @@ class Path(NamedTuple):
     remote: str
 
 
+class Responder(NamedTuple):
+    """Where a gateway answers probes: the UDP port of its responder, 0 if it has none, and up to
+    eight of its addresses as text, which answer pings as well."""
+
+    port: int
+    addresses: tuple[str, ...]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeerConfig:
     """One remote IKE endpoint.
@@ -239,6 +247,8 @@ class PeerConfig:
     fragment_size: int = 1280
     childless: Childless = Childless.NEVER
     send_initial_contact: bool = True
+    #: What the peer is told of us when an IKE SA is made, if it is a gateway of our kind.
+    responder: Responder | None = None
     #: Seconds after which a failed peer is tried again, doubled each time up to ``retry_limit``.
     retry_interval: float = 2.0
     retry_limit: float = 60.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from ipsec_ike.config import Responder
 from ipsec_ike.inputs import Endpoint
 from ipsec_ike.selectors import TrafficSelector
 
@@ -46,7 +47,10 @@ class IkeSaConnecting(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IkeSaUp(Event):
-    """Authenticated. ``suite`` reads like ``AES_GCM_16_256/HMAC_SHA2_256/CURVE25519``."""
+    """Authenticated. ``suite`` reads like ``AES_GCM_16_256/HMAC_SHA2_256/CURVE25519``.
+
+    ``responder`` is what a peer of our kind says of itself. It says what it likes: of the addresses
+    only those that its selectors allow mean anything."""
 
     local: Endpoint
     remote: Endpoint
@@ -58,6 +62,7 @@ class IkeSaUp(Event):
     remote_id: str
     nat_local: bool
     nat_remote: bool
+    responder: Responder | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -282,6 +282,9 @@ class NotifyType(OpenIntEnum):
     ADDITIONAL_KEY_EXCHANGE = 16441
     USE_AGGFRAG = 16442
 
+    #: Private use (40960 on), between gateways of our kind: ``v2.kin``.
+    PROBE_RESPONDER = 49374
+
     @property
     def is_error(self) -> bool:
         """Whether a receiver must take the request as failed (RFC 7296 3.10.1)."""

@@ -13,7 +13,7 @@ import hmac
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from ipsec_ike.config import Childless, IdentityConfig
+from ipsec_ike.config import Childless, IdentityConfig, Responder
 from ipsec_ike.crypto.prf import psk_auth
 from ipsec_ike.errors import AuthenticationFailed, IkeError, InvalidSyntax
 from ipsec_ike.events import AuthFailed, IkeSaUp, Reason
@@ -23,7 +23,7 @@ from ipsec_ike.sa import choose
 from ipsec_ike.sa.narrowing import specific_first
 from ipsec_ike.sa.timers import NEVER
 from ipsec_ike.secret import Secret
-from ipsec_ike.v2 import children, create_child, negotiate, successor, unique
+from ipsec_ike.v2 import children, create_child, kin, negotiate, successor, unique
 from ipsec_ike.v2.exchange import (
     Exchange,
     error_in,
@@ -85,6 +85,7 @@ class AuthExchange(Exchange):
             )
             handshake.offer = offer = Offer(sa, config, selected, in_auth=True)
             payloads += offer.payloads()
+        payloads += kin.told(sa.peer.config, handshake)
         return payloads
 
     def finish(self, sa: IkeSa, payloads: Sequence[Payload]) -> None:
@@ -109,7 +110,7 @@ class AuthExchange(Exchange):
             )
             sa.close(Reason.AUTH_FAILED, why, notify=True)
             return
-        establish(sa, identity, theirs.identity)
+        establish(sa, identity, theirs.identity, kin.heard(sa, handshake, payloads))
         lifetime = notification(payloads, NotifyType.AUTH_LIFETIME)
         if lifetime is not None:
             sa.peer.auth_lifetime(sa, lifetime.data)
@@ -225,9 +226,12 @@ def _first_child(
     children.announce(sa, children.install(sa, agreed, outbound=True))
 
 
-def establish(sa: IkeSa, identity: IdentityConfig, remote_id: Identity) -> None:
+def establish(
+    sa: IkeSa, identity: IdentityConfig, remote_id: Identity, responder: Responder | None
+) -> None:
     """Both sides are authenticated."""
     host = sa.host
+    sa.responder = responder
     sa.identity = identity
     sa.remote_id = remote_id
     sa.hard_at = NEVER
@@ -249,6 +253,7 @@ def establish(sa: IkeSa, identity: IdentityConfig, remote_id: Identity) -> None:
             remote_id=str(remote_id),
             nat_local=sa.nat_local,
             nat_remote=sa.nat_remote,
+            responder=responder,
         )
     )
     unique.established(sa)
@@ -279,13 +284,14 @@ def respond(sa: IkeSa, payloads: Sequence[Payload]) -> list[Payload]:
     sa.peer.hand_over(sa, claim.peer)
     sa.local_id = claim.local_id
     initial_contact = notification(payloads, NotifyType.INITIAL_CONTACT) is not None
-    establish(sa, claim.identity, theirs.identity)
+    establish(sa, claim.identity, theirs.identity, kin.heard(sa, handshake, payloads))
     if initial_contact:
         unique.initial_contact(sa)
     own = IdPayload(PayloadType.IDr, claim.local_id)
     answer: list[Payload] = [own, _proof(sa, handshake, own, secret, initiator=False)]
     if find(payloads, SaPayload) is not None:
         answer += _answer_child(sa, handshake, payloads)
+    answer += kin.told(claim.peer.config, handshake)
     unique.settle(sa.peer)
     sa.peer.maintain()
     return answer

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from ipsec_ike.config import IdentityConfig
+from ipsec_ike.config import IdentityConfig, Responder
 from ipsec_ike.events import IkeSaDown, Reason
 from ipsec_ike.identity import Identity
 from ipsec_ike.inputs import Endpoint
@@ -71,6 +71,7 @@ class IkeSa(Timed):
         "reauth_at",
         "remote",
         "remote_id",
+        "responder",
         "sealed",
         "sent_at",
         "soft_at",
@@ -96,6 +97,8 @@ class IkeSa(Timed):
         self.remote = remote
         self.local_id: Identity | None = None
         self.remote_id: Identity | None = None
+        #: What the peer has told of itself (``kin``).
+        self.responder: Responder | None = None
         self.suite: IkeSuite | None = None
         self.keys: IkeKeys | None = None
         #: How many messages we have encrypted: their IVs count them.

@@ -21,6 +21,7 @@ from ipsec_ike.numbers import ExchangeType, NotifyType, SignatureHash
 from ipsec_ike.sa import choose
 from ipsec_ike.sa.nat import IKE_PORT, NATT_PORT, detection_hash
 from ipsec_ike.sa.suite import ike_suite
+from ipsec_ike.v2 import kin
 from ipsec_ike.v2.auth import AuthExchange
 from ipsec_ike.v2.create_child import Packet
 from ipsec_ike.v2.exchange import Exchange, error_in, name_of, need, notification
@@ -79,6 +80,7 @@ class Handshake:
         "cookies",
         "group",
         "ke",
+        "kin",
         "ni",
         "nr",
         "offer",
@@ -104,6 +106,8 @@ class Handshake:
         self.cookie_group = 0
         self.cookies = 0
         self.refusal: Refusal | None = None
+        #: Whether the peer is a gateway of our kind.
+        self.kin = False
         #: The child to negotiate in IKE_AUTH, the packet that wants it, and what was offered.
         self.child: ChildConfig | None = None
         self.packet: Packet = (None, None)
@@ -151,7 +155,7 @@ def _send(sa: IkeSa, handshake: Handshake) -> None:
     )
     if config.fragmentation:
         payloads.append(FRAGMENTATION)
-    payloads.append(HASHES)
+    payloads += (HASHES, kin.VENDOR)
     handshake.raw_i = encode_clear(
         sa.spi_i, _NO_SPI, ExchangeType.IKE_SA_INIT, FLAG_INITIATOR, 0, payloads
     )
@@ -314,6 +318,7 @@ def _agree(sa: IkeSa, handshake: Handshake, header: Header, payloads: Sequence[P
     sa.spi_r = header.spi_r
     sa.suite = suite
     sa.keys = initial_keys(suite, shared, (handshake.ni, handshake.nr), (sa.spi_i, sa.spi_r))
+    handshake.kin = kin.VENDOR in payloads
     announced = notification(payloads, NotifyType.IKEV2_FRAGMENTATION_SUPPORTED)
     sa.fragmentation = config.fragmentation and announced is not None
     sa.childless = notification(payloads, NotifyType.CHILDLESS_IKEV2_SUPPORTED) is not None

@@ -19,6 +19,7 @@ from ipsec_ike.proposal import Proposal
 from ipsec_ike.sa import choose
 from ipsec_ike.sa.nat import encapsulated
 from ipsec_ike.sa.suite import ike_suite
+from ipsec_ike.v2 import kin
 from ipsec_ike.v2.exchange import need, notification
 from ipsec_ike.v2.ike_sa import IkeSa
 from ipsec_ike.v2.init import (
@@ -151,6 +152,9 @@ def _admit(
     answer.append(CHILDLESS)
     if notification(payloads, NotifyType.SIGNATURE_HASH_ALGORITHMS) is not None:
         answer.append(HASHES)
+    if kin.VENDOR in payloads:
+        handshake.kin = True
+        answer.append(kin.VENDOR)
     handshake.raw_r = encode_clear(
         sa.spi_i, sa.spi_r, ExchangeType.IKE_SA_INIT, FLAG_RESPONSE, 0, answer
     )

@@ -214,6 +214,8 @@ def ike_sa(host: Host, sa: IkeSa) -> dict[str, Any]:
         ).hex(),
         "children": [_child(host, child, config) for child in sa.children],
     }
+    if sa.responder is not None:
+        plain["responder"] = " ".join((str(sa.responder.port), *sa.responder.addresses))
     if window.request:
         plain["request"] = [data.hex() for data in window.request]
     if window.response:

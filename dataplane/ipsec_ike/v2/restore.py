@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from ipsec_ike.actions import SaSpec
-from ipsec_ike.config import ChildConfig, IdentityConfig, Mode, PeerConfig
+from ipsec_ike.config import ChildConfig, IdentityConfig, Mode, PeerConfig, Responder
 from ipsec_ike.crypto.groups import KeyExchange, generate
 from ipsec_ike.errors import LocalMisuse
 from ipsec_ike.identity import Identity
@@ -119,6 +119,9 @@ class Loader:
         sa.identity = _identity(peer, plain["identity"])
         sa.state = State(plain["state"])
         sa.local_id, sa.remote_id = map(_named, plain["ids"].split())
+        if (told := plain.get("responder")) is not None:
+            port, *addresses = told.split()
+            sa.responder = Responder(int(port), tuple(addresses))
         sa.suite = ike_suite(Proposal(Protocol.IKE, _transforms(plain["suite"])))
         sa.keys = IkeKeys(sa.suite, fixed[IKE_FIXED.size :])
         sa.sealed = (self._generation << 40) | int.from_bytes(host.rng(2)) << 24

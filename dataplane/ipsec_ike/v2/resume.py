@@ -124,6 +124,7 @@ def _start(sa: IkeSa) -> None:
                 remote_id=str(sa.remote_id),
                 nat_local=sa.nat_local,
                 nat_remote=sa.nat_remote,
+                responder=sa.responder,
                 age=now - sa.established_at,
             )
         )

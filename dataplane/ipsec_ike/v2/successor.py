@@ -31,6 +31,7 @@ def create(
     new.identity = old.identity
     new.spi_i, new.spi_r = spis
     new.local_id, new.remote_id = old.local_id, old.remote_id
+    new.responder = old.responder
     new.suite, new.keys = suite, keys
     new.encap, new.nat_local, new.nat_remote = old.encap, old.nat_local, old.nat_remote
     new.fragmentation, new.childless = old.fragmentation, old.childless

@@ -13,7 +13,7 @@ import pytest
 
 from ipsec_ike import plain
 from ipsec_ike.actions import AddSa, DeleteSa, SendDatagram, UpdateSa
-from ipsec_ike.config import ChildConfig, IdentityConfig, PeerConfig
+from ipsec_ike.config import ChildConfig, IdentityConfig, PeerConfig, Responder
 from ipsec_ike.crypto import groups
 from ipsec_ike.engine import Engine, Resumed
 from ipsec_ike.errors import LocalMisuse
@@ -104,6 +104,21 @@ class Lives:
 @pytest.fixture
 def lives(pair, kit) -> Lives:
     return Lives(pair, kit)
+
+
+def test_what_the_peer_has_told_of_itself_is_still_known(lives: Lives, kit) -> None:
+    told = Responder(4499, ("10.2.0.1", "fd02::1"))
+    lives.pair.up(right=kit.peer("right", responder=told))
+    before = lives.state("left")
+    lives.resume()
+    assert lives.state("left") == before
+    lives.pair.run()
+    (resumed,) = lives.pair.left.events(IkeSaResumed)
+    assert resumed.responder == told
+    lives.resume("right", configs=[kit.peer("right", responder=Responder(0, ("10.2.0.9",)))])
+    lives.pair.run()
+    assert not lives.pair.left.events(IkeSaDown)
+    assert not lives.pair.right.events(IkeSaDown)
 
 
 def test_an_ike_sa_goes_on(lives: Lives, kit) -> None:
