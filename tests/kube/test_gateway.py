@@ -17,7 +17,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import yaml
 
 from ipsec_api.cluster import (
     GATEWAY_LEASE_SELECTOR,
@@ -34,7 +33,6 @@ from ipsec_gateway.cluster.kubeconfig import plain
 from ipsec_gateway.cluster.leases import Leases, Mine
 from ipsec_gateway.cluster.source import TunnelSource
 from ipsec_gateway.lastgood import Key
-from ipsec_gateway.routeagent.leases import Api as AgentApi
 from ipsec_gateway.routeagent.leases import Leases as AgentLeases
 from ipsec_lab.cluster import condition, until
 from ipsec_lab.forwarder import Forwarder, server_of
@@ -58,9 +56,13 @@ def operator(release):
 
 @pytest.fixture(scope="module")
 def access(release, tmp_path_factory):
-    file = tmp_path_factory.mktemp("account") / "kubeconfig"
-    found = plain(release.cluster.kubeconfig_of(release.namespace, "kube-ipsec-gateway", file))
-    if found is None:
+    return access_of(release, "kube-ipsec-gateway", tmp_path_factory.mktemp("account"))
+
+
+def access_of(release, account, folder):
+    """Access with the rights of this account of the release."""
+    file = release.cluster.kubeconfig_of(release.namespace, account, folder / "kubeconfig")
+    if (found := plain(file)) is None:
         pytest.skip("KUBECONFIG reaches its cluster in a way that gateways leave to a package")
     return found
 
@@ -292,26 +294,16 @@ def test_a_lease_does_not_outlive_its_node(release, access, node):
 
 def test_route_agents_find_the_gateways(release, access, node, tmp_path):
     """With the rights of their own account, which has no Secret at all."""
-    raw = yaml.safe_load(Path(os.environ["KUBECONFIG"]).read_text())
-    cluster = raw["clusters"][0]["cluster"]
-    authority = tmp_path / "ca.crt"
-    if data := cluster.get("certificate-authority-data"):
-        authority.write_bytes(base64.b64decode(data))
-    else:
-        authority.write_bytes(Path(cluster["certificate-authority"]).read_bytes())
-    token = tmp_path / "token"
-    token.write_text(release.cluster.token(release.namespace, "kube-ipsec-route-agent"))
-    there = AgentApi(cluster["server"], token, authority)
     found = []
 
-    async def work(api):
-        await leases(api, release, node, {}).write()
-        agent = AgentLeases(there, release.namespace, found.append)
+    async def listed(api):
+        agent = AgentLeases(api, release.namespace, found.append)
         async with running(agent.run()):
             await soon(lambda: found, "a list")
         assert agent.trouble == ""
 
-    with_api(access, work)
+    with_api(access, lambda api: leases(api, release, node, {}).write())
+    with_api(access_of(release, "kube-ipsec-route-agent", tmp_path), listed)
     addresses = [str(each) for each in found[-1][node["name"]]]
     assert addresses == ["192.0.2.1", "2001:db8::1"]
 

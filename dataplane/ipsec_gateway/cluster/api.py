@@ -1,8 +1,11 @@
 """A small client of the Kubernetes API: JSON in and out, watches, and errors with a cause.
 
-In a pod it needs nothing but the files of the service account. A KUBECONFIG that asks for plugins
-or other ways to log in is read by the ``kubernetes`` package, whose import costs half a second and
-50 MB; a plain one by ``kubeconfig``.
+It is the gateway's and the route agent's, which run on every node, and not the ``kubernetes``
+package that the operator uses, because importing that costs half a second and 20 MiB (45 MiB with
+its classes for Secrets) beyond aiohttp.
+
+In a pod it needs nothing but the files of the service account. A plain KUBECONFIG is read by
+``kubeconfig``; only for one that asks for plugins or other ways to log in that package is imported.
 """
 
 from __future__ import annotations
@@ -20,8 +23,8 @@ import aiohttp
 
 #: Files of the service account.
 ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
-#: Seconds for which a token is used before its file is read again: the kubelet replaces it.
-_TOKEN_AGE: Final = 60.0
+#: Seconds for which those files count before they are read again: the kubelet replaces them.
+_FILES_AGE: Final = 60.0
 #: Seconds for one ordinary request; for the next octet of a watch.
 REQUEST: Final = 5.0
 _CONNECT: Final = 4.0
@@ -58,38 +61,41 @@ class Access:
     headers: Callable[[], Mapping[str, str]]
 
 
-def in_cluster(environ: Mapping[str, str], account: Path = ACCOUNT) -> Access:
-    """Access of a pod. Raises NoCluster."""
-    host, port = environ.get("KUBERNETES_SERVICE_HOST"), environ.get("KUBERNETES_SERVICE_PORT")
-    if not host or not port:
+def in_cluster(environ: Mapping[str, str], account: Path = ACCOUNT, *, instead: str) -> Access:
+    """Access of a pod. Raises NoCluster; ``instead``: what else could be done, for its text."""
+    host = environ.get("KUBERNETES_SERVICE_HOST")
+    if not host:
         raise NoCluster(
-            "neither in a pod (KUBERNETES_SERVICE_HOST is not set) nor with a KUBECONFIG: set one"
+            "this is no pod (KUBERNETES_SERVICE_HOST is not set): run it in the cluster, or"
+            f" {instead}"
         )
-    context = _context(account / "ca.crt")
-    if ":" in host:
-        host = f"[{host}]"
-    return Access(f"https://{host}:{port}", context, _Token(account / "token"))
-
-
-def _context(ca: Path) -> ssl.SSLContext:
+    ca = account / "ca.crt"
     try:
-        return ssl.create_default_context(cafile=str(ca))
+        context = ssl.create_default_context(cafile=str(ca))
     except OSError as exc:
         raise NoCluster(f"{ca} cannot be used ({exc}): mount the service account") from exc
+    if ":" in host:
+        host = f"[{host}]"
+    port = environ.get("KUBERNETES_SERVICE_PORT", "443")
+    return Access(f"https://{host}:{port}", context, _Account(account / "token", ca, context))
 
 
-class _Token:
-    """The bearer token, read again from time to time; the old one stays if that fails."""
+class _Account:
+    """The bearer token, read again from time to time; the old one stays if that fails. So is the
+    authority: an API server with a certificate of the next one is known, too."""
 
-    def __init__(self, path: Path) -> None:
-        self._path: Final = path
+    def __init__(self, token: Path, ca: Path, context: ssl.SSLContext) -> None:
+        self._path: Final = token
+        self._ca: Final = ca
+        self._context: Final = context
         self._token = ""
         self._read = float("-inf")
 
     def __call__(self) -> Mapping[str, str]:
-        if time.monotonic() - self._read > _TOKEN_AGE:
+        if time.monotonic() - self._read > _FILES_AGE:
             try:
                 self._token = self._path.read_text().strip()
+                self._context.load_verify_locations(self._ca)
                 self._read = time.monotonic()
             except OSError as exc:
                 if not self._token:
@@ -215,7 +221,7 @@ class Api:
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=16, keepalive_timeout=30),
-                headers={"User-Agent": "kube-ipsec-gateway"},
+                headers={"User-Agent": "kube-ipsec"},
             )
         return self._session
 

@@ -80,7 +80,7 @@ async def run(
     if kubeconfig:
         path = Path(kubeconfig)
         access = plain(path) or await from_kubeconfig(path)
-    access = access or in_cluster(environ)
+    access = access or in_cluster(environ, instead="set KUBECONFIG")
     cluster = Cluster(where, Api(access), clock=_now)
     gateway = Gateway(replace(options, name=where.node), cluster.source, make_backend, cluster)
     gateway.metrics.registry.register(ClusterMetrics(cluster))

@@ -20,6 +20,7 @@ from typing import Any, Final
 
 from ipsec_gateway import conntrack
 from ipsec_gateway.classify import Network
+from ipsec_gateway.cluster.api import Api
 from ipsec_gateway.cluster.meshclient import MeshClient
 from ipsec_gateway.cluster.meshkey import MeshKey
 from ipsec_gateway.cluster.meshline import Line
@@ -28,7 +29,7 @@ from ipsec_gateway.intent import Address
 from ipsec_gateway.monitor import Monitor
 from ipsec_gateway.routeagent.facts import node_facts
 from ipsec_gateway.routeagent.kernel import Kernel
-from ipsec_gateway.routeagent.leases import Api, Gateways, Leases
+from ipsec_gateway.routeagent.leases import Gateways, Leases
 from ipsec_gateway.routeagent.loose import Loose
 from ipsec_gateway.routeagent.memory import Memory, checks_of, gateways_of
 from ipsec_gateway.routeagent.metrics import Metrics, Scrape
@@ -134,6 +135,8 @@ class Agent:
                 await asyncio.gather(lister, return_exceptions=True)
             monitor.close()
             await self._mesh.close()
+            if self._options.api is not None:
+                await self._options.api.close()
             await server.close()
 
     async def clean(self) -> None:

@@ -34,6 +34,7 @@ from ipsec_api.cluster import (
     POD_NAMESPACE_ENV,
 )
 from ipsec_gateway import logs
+from ipsec_gateway.cluster.api import Api, NoCluster, in_cluster
 from ipsec_gateway.commandline import (
     CONFLICT,
     LACKING,
@@ -46,7 +47,7 @@ from ipsec_gateway.commandline import (
 )
 from ipsec_gateway.intent import Address
 from ipsec_gateway.routeagent.agent import Agent, Options
-from ipsec_gateway.routeagent.leases import Api, NoCluster, parse_addresses
+from ipsec_gateway.routeagent.leases import parse_addresses
 from ipsec_gateway.routeagent.plan import Settings, Transport
 from ipsec_gateway.tools import ToolError
 
@@ -200,7 +201,7 @@ def route_agent(
     api: Api | None = None
     if not gateways and not cleanup:
         try:
-            api = Api.of_pod(os.environ)
+            api = Api(in_cluster(os.environ, instead="name gateways with --gateway"))
         except NoCluster as exc:
             end("route-agent", str(exc), LACKING)
     settings = Settings(

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from ipsec_api.cluster import DRAINING_ANNOTATION, gateway_lease_name
+from ipsec_gateway.cluster import api as client
 from ipsec_gateway.cluster.api import Access, Api, ApiError, NoCluster, in_cluster
 from ipsec_gateway.cluster.apistatus import ApiStatusSink, body_of
 from ipsec_gateway.cluster.leases import Leases, Mine, facts_of, lease_of
@@ -18,6 +23,7 @@ from ipsec_gateway.lastgood import Key
 from ipsec_lab.apistub import LEASES, KubeApi
 
 NOW = datetime(2026, 11, 23, 12, 0, 0, 123456, tzinfo=UTC)
+POD = {"KUBERNETES_SERVICE_HOST": "fd00::1", "KUBERNETES_SERVICE_PORT": "6443"}
 MINE = Mine("node-1", ("192.0.2.1", "fd00::1"), "edge", {"zone": "a"}, uid="u")
 PEERS = "/apis/kubeipsec.dev/v1alpha1/namespaces/default/ipsecpeers"
 
@@ -241,12 +247,41 @@ def test_an_object_that_the_api_server_stumbles_over_stops_no_other() -> None:
 # --- the client -------------------------------------------------------------------------------
 
 
-def test_without_a_cluster_it_says_so(tmp_path: Any) -> None:
-    with pytest.raises(NoCluster, match="KUBECONFIG"):
-        in_cluster({})
-    there = {"KUBERNETES_SERVICE_HOST": "fd00::1", "KUBERNETES_SERVICE_PORT": "443"}
+def test_without_a_cluster_it_says_so(tmp_path: Path) -> None:
+    with pytest.raises(NoCluster, match="or set KUBECONFIG"):
+        in_cluster({}, instead="set KUBECONFIG")
     with pytest.raises(NoCluster, match="service account"):
-        in_cluster(there, tmp_path)
+        in_cluster(POD, tmp_path, instead="")
+
+
+def test_a_pod_takes_up_a_new_token_and_a_new_authority(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "_FILES_AGE", -1.0)
+    (tmp_path / "ca.crt").write_bytes(authority("one"))
+    access = in_cluster(POD, tmp_path, instead="")
+    assert access.url == "https://[fd00::1]:6443"
+    assert access.ssl is not None
+    with pytest.raises(ApiError, match="token cannot be read"):
+        access.headers()
+    (tmp_path / "token").write_text("today\n")
+    assert access.headers() == {"Authorization": "Bearer today"}
+    (tmp_path / "token").write_text("tomorrow\n")
+    (tmp_path / "ca.crt").write_bytes(authority("two"))
+    assert access.headers() == {"Authorization": "Bearer tomorrow"}
+    assert len(access.ssl.get_ca_certs()) == 2
+    (tmp_path / "token").unlink()
+    assert access.headers() == {"Authorization": "Bearer tomorrow"}
+
+
+def authority(name: str) -> bytes:
+    """Its certificate, in PEM."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+    made = x509.CertificateBuilder(subject, subject, key.public_key(), x509.random_serial_number())
+    made = made.not_valid_before(NOW).not_valid_after(NOW + timedelta(days=1))
+    made = made.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+    return made.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
 
 def test_errors_have_a_status_and_a_cause() -> None:

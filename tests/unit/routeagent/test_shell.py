@@ -15,11 +15,12 @@ from click.testing import CliRunner
 
 from ipsec_api.cluster import ADDRESSES_ANNOTATION
 from ipsec_gateway.cluster import meshline
+from ipsec_gateway.cluster.api import Access, Api
 from ipsec_gateway.cluster.backoff import Backoff
 from ipsec_gateway.cluster.meshclient import MeshClient
 from ipsec_gateway.cluster.meshkey import MeshKey
 from ipsec_gateway.routeagent.cli import route_agent
-from ipsec_gateway.routeagent.leases import Api, Leases, NoCluster, parse
+from ipsec_gateway.routeagent.leases import Leases, parse
 from ipsec_gateway.routeagent.memory import Memory, checks_of, gateways_of
 from ipsec_gateway.routeagent.metrics import Metrics, Scrape
 
@@ -49,14 +50,6 @@ def test_leases_name_gateways_and_their_addresses():
     assert parse({}) == {}
 
 
-def test_the_api_server_is_that_of_the_pod(tmp_path):
-    with pytest.raises(NoCluster, match="--gateway"):
-        Api.of_pod({}, tmp_path)
-    (tmp_path / "token").write_text("t")
-    env = {"KUBERNETES_SERVICE_HOST": "fd00::1", "KUBERNETES_SERVICE_PORT": "6443"}
-    assert Api.of_pod(env, tmp_path).base == "https://[fd00::1]:6443"
-
-
 async def serve(path: str, handler) -> tuple[web.AppRunner, int]:
     app = web.Application()
     app.add_routes([web.get(path, handler)])
@@ -73,9 +66,7 @@ async def until(what: Callable[[], object]) -> None:
             await asyncio.sleep(0.01)
 
 
-def test_leases_are_listed_from_the_cache_with_the_token_of_today(tmp_path):
-    token = tmp_path / "token"
-    token.write_text("today\n")
+def test_leases_are_listed_from_the_cache():
     asked: list[web.Request] = []
     found: list[object] = []
 
@@ -87,7 +78,8 @@ def test_leases_are_listed_from_the_cache_with_the_token_of_today(tmp_path):
 
     async def work() -> str:
         runner, port = await serve("/apis/coordination.k8s.io/v1/namespaces/own/leases", handler)
-        leases = Leases(Api(f"http://127.0.0.1:{port}", token), "own", found.append)
+        api = Api(Access(f"http://127.0.0.1:{port}", None, dict))
+        leases = Leases(api, "own", found.append)
         task = asyncio.create_task(leases.run())
         await until(lambda: leases.trouble)
         trouble = leases.trouble
@@ -97,12 +89,12 @@ def test_leases_are_listed_from_the_cache_with_the_token_of_today(tmp_path):
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
+        await api.close()
         await runner.cleanup()
         return trouble
 
-    assert asyncio.run(work()) == "HTTP status 503 for list leases"
+    assert asyncio.run(work()) == "503: Service Unavailable"
     assert found == [{"n1": (IP("192.0.2.1"),)}]
-    assert asked[0].headers["Authorization"] == "Bearer today"
     assert dict(asked[0].query) == {
         "labelSelector": "kubeipsec.dev/gateway=true",
         "resourceVersion": "0",
