@@ -10,14 +10,16 @@ from pydantic import Field
 from ipsec_api.rules import ListOf, SpecModel
 from ipsec_api.scalars import LongText, Timestamp
 
-ConditionType = Literal["Accepted", "ResolvedRefs", "Programmed", "Established", "Healthy", "Ready"]
+ConditionType = Literal[
+    "Accepted", "ResolvedRefs", "Programmed", "Established", "Forwarding", "Healthy", "Ready"
+]
 
 
 class Condition(SpecModel):
     """One aspect of the current state; True is always the good news."""
 
     type: Annotated[str, Field(min_length=1, max_length=316)]
-    """Accepted, ResolvedRefs, Programmed, Established, Healthy or Ready."""
+    """Accepted, ResolvedRefs, Programmed, Established, Forwarding, Healthy or Ready."""
 
     status: Literal["True", "False", "Unknown"]
     """True, False or Unknown."""

@@ -51,7 +51,7 @@ class IPsecPeerStatus(SpecModel):
     """The metadata.generation that this status is about."""
 
     conditions: Conditions = ()
-    """Accepted, ResolvedRefs, Programmed, Established, Healthy, Ready."""
+    """Accepted, ResolvedRefs, Programmed, Established, Forwarding, Healthy, Ready."""
 
     active_gateway: Text | None = None
     """The gateway that owns the peer."""

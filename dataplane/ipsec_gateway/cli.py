@@ -135,6 +135,13 @@ _REJECTED: Final = 5
     help="Take mark bits that kube-proxy, Calico, Cilium and others use where they run.",
 )
 @click.option(
+    "--open-forward",
+    is_flag=True,
+    envvar="KUBE_IPSEC_OPEN_FORWARD",
+    help="Have the node forward what tunnels carry: where another chain on the forward hook drops "
+    "it, a rule that accepts it is put there, kept there, and taken away in the end.",
+)
+@click.option(
     "--dry-run", is_flag=True, help="Read the folder once, say what would be done, and end."
 )
 def gateway(
@@ -153,6 +160,7 @@ def gateway(
     mark_bits: int,
     tables: int,
     allow_mark_conflict: bool,
+    open_forward: bool,
     dry_run: bool,
 ) -> None:
     """Run tunnels for the resources in a folder, or in a cluster.
@@ -198,6 +206,7 @@ def gateway(
         goodbye=cleanup,
         services=services,
         numbers=numbers,
+        open_forward=open_forward,
     )
     make_backend: Callable[[IkeSockets], IpsecBackend] = _userspace
     if kernel is not None and in_kernel:

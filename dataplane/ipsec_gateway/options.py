@@ -36,4 +36,6 @@ class Options:
     services: tuple[Network, ...] = ()
     #: Mark bits and tables that are ours on this node.
     numbers: Numbers = DEFAULT
+    #: Put rules that let tunnels' traffic pass into others' chains on the forward hook.
+    open_forward: bool = False
     name: str = field(default_factory=socket.gethostname)

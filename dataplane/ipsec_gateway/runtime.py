@@ -23,6 +23,7 @@ from typing import Any, Final, Protocol
 
 from ipsec_gateway.board import Cause
 from ipsec_gateway.dynamic import generated
+from ipsec_gateway.forward.keeper import Forwarding
 from ipsec_gateway.handover import Handover
 from ipsec_gateway.http import HttpServer, Pages
 from ipsec_gateway.inplace import InPlace
@@ -117,6 +118,11 @@ class Gateway:
         steered = options.kernel or options.device is not None
         self._steering: Final = (
             Steering(options.device, numbers=options.numbers) if steered else None
+        )
+        self._forwarding: Final = (
+            Forwarding(options.device, opens=options.open_forward, clock=self._loop.time)
+            if steered
+            else None
         )
         self._links: Final = Links(options.numbers, used=options.kernel)
         self._survey: Final = Survey(options, self._resolver, self._links, self.pump)
@@ -260,6 +266,8 @@ class Gateway:
             self._wake.clear()
             if self._in_force is not None and not self._stop.is_set():
                 done = await self._reconcile(self._in_force)
+                if done:
+                    await self._look_at_others()
                 wait = UPKEEP if done else RETRY
                 if done and self._options.goodbye:
                     self.stop()
@@ -347,6 +355,14 @@ class Gateway:
         self.board.generated(generated(self.pump.engine.snapshot()) if static.patterns else ())
         self._done, self._checked = (wanted, addresses, mtu), self._loop.time()
 
+    async def _look_at_others(self) -> None:
+        """Whether others on this node let pass what tunnels carry: nothing waits for it."""
+        if self._forwarding is None or self._basis is None or self.pump.backend is None:
+            return
+        found = await self._forwarding.look(self._here.wanted(), self._basis[1].addresses)
+        self.board.forwarded(found)
+        self._reports.changed.set()
+
     async def _guard(self, mtu: int | None) -> None:
         """Put the nftables table in place."""
         await self._here.guard(mtu, {} if self._options.device else self._sized.clamps)
@@ -411,6 +427,8 @@ class Gateway:
         await self._dismantle()
 
     async def _dismantle(self) -> None:
+        if self._forwarding is not None:
+            await self._forwarding.close()
         if self._steering is not None:
             await self._steering.unroute()
         backend = self.pump.backend

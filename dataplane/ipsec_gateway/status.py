@@ -1,7 +1,8 @@
 """The status of each object, as conditions with cause and remedy (kubernetes-peers.md 5d).
 
 ``Healthy`` is there only while the probe measures something: a condition that nobody measures
-would be a lie. ``Ready`` is the conjunction of the others.
+would be a lie. So is ``Forwarding``, while something on the node is seen that may drop what the
+tunnel carries. ``Ready`` is the conjunction of the others.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from ipsec_api.tunnel import TunnelConfig
 from ipsec_gateway.board import Cause, PeerState, fold
 from ipsec_gateway.dynamic import Generated
 from ipsec_gateway.entries import entry_name
+from ipsec_gateway.forward.findings import Blocked
 from ipsec_gateway.intent import ChildOwner, Intent, Problem
 from ipsec_gateway.lastgood import InForce, Key
 from ipsec_gateway.pathprobe.schedule import Health
@@ -78,6 +80,7 @@ class StatusBoard:
         self._trouble: Cause | None = None
         self._mtus: Mapping[str, int] = {}
         self._translators = ""
+        self._blocked: Mapping[str, Blocked] = {}
         self._health: Mapping[str, Health] = {}
         #: What was told last, and of what.
         self._probes: dict[str, tuple[Health, LastProbe]] = {}
@@ -106,6 +109,14 @@ class StatusBoard:
         if translators != self._translators:
             self._translators = translators
             self._dirty |= self._view.keys
+
+    def forwarded(self, blocked: Mapping[str, Blocked]) -> None:
+        """Who else on this node may drop what tunnels carry, by peer."""
+        for peer in blocked.keys() | self._blocked.keys():
+            if blocked.get(peer) != self._blocked.get(peer):
+                namespace, _, name = peer.partition("/")
+                self._dirty.add(Key("IPsecPeer", namespace, name))
+        self._blocked = blocked
 
     def sized(self, mtus: Mapping[str, int]) -> None:
         """Octets of the largest inner packet by peer, for those with a CHILD_SA."""
@@ -208,6 +219,7 @@ class StatusBoard:
         else:
             verdicts.append(self._programmed(key, in_force=tunnel is not None))
             verdicts.append(_established(tunnel, state, expected))
+            verdicts += _forwarding(self._blocked.get(name))
             verdicts += _healthy(self._health.get(name))
         up = state.up
         return IPsecPeerStatus(
@@ -431,6 +443,13 @@ def _shown(each: Generated) -> GeneratedPolicy:
         local=tuple(map(str, each.local[:_SHOWN])),
         remote=tuple(map(str, each.remote[:_SHOWN])),
     )
+
+
+def _forwarding(blocked: Blocked | None) -> list[_Verdict]:
+    if blocked is None:
+        return []
+    status = "False" if blocked.sure else "Unknown"
+    return [_Verdict("Forwarding", status, "ForwardingBlocked", blocked.message)]
 
 
 def _healthy(health: Health | None) -> list[_Verdict]:

@@ -33,7 +33,7 @@ _NEEDED: Final[Mapping[str, tuple[str, ...]]] = {
     "IPsecPolicy": ("Programmed",),
     "ModeConfig": (),
 }
-_COUNTED: Final = ("Programmed", "Established", "Healthy")
+_COUNTED: Final = ("Programmed", "Established", "Forwarding", "Healthy")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +93,8 @@ def _ready(resource: Resource, accepted: Verdict, resolved: Verdict, *, gateways
     found = conditions(resource.status)
     for name in _COUNTED:
         condition = found.get(name)
+        if name == "Forwarding" and condition and condition.get("status") == "Unknown":
+            continue  # what may be is no fault
         if condition is None:
             if name not in _NEEDED[kind]:
                 continue

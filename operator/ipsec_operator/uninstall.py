@@ -54,6 +54,8 @@ _KEPT: Final = frozenset(
         *("--table", "--vni", "--vxlan-port", "--state"),
     )
 )
+#: The same, of those without a value.
+_FLAGS: Final = frozenset(("--allow-mark-conflict",))
 #: Seconds between looks at the API.
 _PAUSE: Final = 2.0
 _GONE, _EXISTS = 404, 409
@@ -114,7 +116,7 @@ def _kept(options: Sequence[str]) -> Iterator[str]:
     follows = False
     for option in options:
         name, equals, _ = option.partition("=")
-        if follows or name in _KEPT:
+        if follows or name in _KEPT or name in _FLAGS:
             yield option
         follows = name in _KEPT and not equals
 

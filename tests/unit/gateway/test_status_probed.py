@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ipsec_gateway.forward.findings import Blocked
 from ipsec_gateway.intent import Facts, intent
 from ipsec_gateway.lastgood import InForce, Key, LastGood
 from ipsec_gateway.pathprobe.schedule import Health
@@ -76,3 +77,18 @@ def test_tunnels_alone_have_a_status_at_their_generation(make: Any) -> None:
     status = board.all()[PEER]
     assert status["observedGeneration"] == 7
     assert {c["observedGeneration"] for c in status["conditions"]} == {7}
+
+
+def test_what_may_be_dropped_on_the_way_is_told_and_is_no_fault_until_it_is_sure(make: Any) -> None:
+    board = board_of(make)
+    assert "Forwarding" not in conditions(board)
+    board.forwarded({NAME: Blocked(sure=False, message="may drop")})
+    found = conditions(board)
+    assert found["Forwarding"] == ("Unknown", "ForwardingBlocked")
+    assert found["Ready"][1] != "ForwardingBlocked"
+    board.forwarded({NAME: Blocked(sure=True, message="drops")})
+    found = conditions(board)
+    assert found["Forwarding"] == ("False", "ForwardingBlocked")
+    assert found["Ready"][0] == "False"
+    board.forwarded({})
+    assert "Forwarding" not in conditions(board)

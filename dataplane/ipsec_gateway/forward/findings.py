@@ -1,0 +1,84 @@
+"""Who on this node drops what the tunnels carry, as far as that can be seen. Pure.
+
+``docs/gateway.md`` (Forwarding) says what is looked at. A finding is sure where nothing in the
+chain could accept the packets; otherwise it says "may".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from ipsec_gateway.forward.chains import Base, Flow, outcome
+from ipsec_gateway.forward.flows import wish_of
+from ipsec_gateway.forward.listed import NFTABLES
+from ipsec_gateway.forward.opening import remedy
+
+#: Networks that a text names.
+_SHOWN: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Blocked:
+    """Why packets of a peer may not pass this node. ``sure``: none of them does."""
+
+    sure: bool
+    message: str
+
+
+def name_of(base: Base) -> str:
+    """Such as ``chain FORWARD of table ip filter (iptables-nft)``."""
+    tool = "nftables" if base.tool == NFTABLES else base.tool
+    return f"chain {base.name} of table {base.family} {base.table} ({tool})"
+
+
+def judged(
+    bases: Iterable[Base], flows: Mapping[str, Iterable[Flow]], *, kernel: bool, opens: bool
+) -> dict[str, Blocked]:
+    """By peer. ``opens``: the gateway was told to see to it itself, and could not."""
+    suspects = [base for base in bases if base.suspect]
+    found = {}
+    for peer, those in flows.items():
+        texts, sure = [], False
+        for base in suspects:
+            text, certain = _judged(base, tuple(those), kernel=kernel)
+            if text:
+                texts.append(text)
+                sure = sure or certain
+        if texts:
+            hint = "" if opens else _HINT
+            found[peer] = Blocked(sure, "; ".join(texts) + hint)
+    return found
+
+
+_HINT: Final = (
+    "; or have the gateway do it: --open-forward, in a cluster the chart's value"
+    " gateway.openForward"
+)
+
+
+def _judged(base: Base, flows: tuple[Flow, ...], *, kernel: bool) -> tuple[str, bool]:
+    lost: list[Flow] = []
+    sure = True
+    looked = [flow for flow in flows if flow.version in base.versions]
+    for flow in looked:
+        result = outcome(base, flow)
+        if result.passes:
+            sure = False
+        else:
+            lost.append(flow)
+            sure = sure and result.sure
+    if not lost:
+        return "", False
+    remote = sorted({str(n) for f in lost if (n := f.source if f.side == "in" else f.destination)})
+    shown = ", ".join(remote[:_SHOWN]) + (" and others" if len(remote) > _SHOWN else "")
+    sides = {flow.side for flow in lost}
+    ways = "to and from" if len(sides) == 2 else "to" if sides == {"out"} else "from"
+    verb = "drops" if sure else "may drop"
+    seen = "" if sure else "; no rule is seen that surely accepts them"
+    todo = remedy(base, {wish_of(flow) for flow in lost}, remote, kernel=kernel)
+    return (
+        f"{name_of(base)} {verb} packets {ways} {shown or 'the remote networks'}{seen}:"
+        f" on the node run {todo}"
+    ), sure

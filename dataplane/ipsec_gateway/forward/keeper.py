@@ -1,0 +1,169 @@
+"""Looks at what others have on the forward hook, says what drops our traffic, and opens it if told.
+
+Others' rules change without a word, so it looks once a minute, and when the tunnels change.
+Chains that cannot drop what nothing accepts are read one by one and no further; of tables of
+iptables the text of ``iptables-save`` is read, where that program is installed.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+from ipsec_gateway.forward import listed, saved
+from ipsec_gateway.forward.chains import Base, Flow
+from ipsec_gateway.forward.findings import Blocked, judged
+from ipsec_gateway.forward.flows import Wish, flows, wishes
+from ipsec_gateway.forward.opening import Command, closing, opening, program
+from ipsec_gateway.intent import Address, Intent
+from ipsec_gateway.tools import ToolError, run, run_json
+from ipsec_gateway.translators import LEGACY, NFT
+
+log = logging.getLogger("ipsec_gateway")
+
+#: Seconds between looks.
+INTERVAL: Final = 60.0
+#: Files with the names of the tables of legacy iptables, by family.
+_LEGACY: Final = {"ip": "/proc/net/ip_tables_names", "ip6": "/proc/net/ip6_tables_names"}
+
+
+class Forwarding:
+    """``device`` is what packets are routed into, None where the kernel's SPD protects them.
+
+    ``opens``: rules that let our traffic pass are put into others' chains, and kept there.
+    """
+
+    def __init__(self, device: str | None, *, opens: bool, clock: Callable[[], float]) -> None:
+        self._device: Final = device
+        self._opens: Final = opens
+        self._clock: Final = clock
+        self._due = float("-inf")
+        #: What was looked at last, and what came of it.
+        self._basis: tuple[Intent, tuple[Address, ...]] | None = None
+        self._found: Mapping[str, Blocked] = {}
+        self._flows: Mapping[str, tuple[Flow, ...]] = {}
+        self._bases: list[Base] = []
+        #: Whether there may be rules of ours.
+        self._traces = True
+        self._told: set[str] = set()
+
+    async def look(self, intent: Intent, addresses: tuple[Address, ...]) -> Mapping[str, Blocked]:
+        """By peer, what may drop its packets. Nothing is claimed where nothing could be read."""
+        basis = (intent, addresses)
+        if basis == self._basis and self._clock() < self._due:
+            return self._found
+        try:
+            await self._look(intent, addresses, same=basis == self._basis)
+        except ToolError as exc:
+            self._tell(f"what else forwards on this node is not known: {exc}")
+            self._found, self._bases = {}, []
+        self._basis, self._due = basis, self._clock() + INTERVAL
+        return self._found
+
+    async def close(self) -> None:
+        """Take our rules out of others' chains; what cannot be taken away is logged."""
+        if self._traces:
+            try:
+                for base in await self._read(everything=True):
+                    await _all(closing(base))
+            except ToolError as exc:
+                log.warning("rules of ours may be left in others' chains: %s", exc)
+            else:
+                self._traces = False
+        self._basis, self._bases, self._found = None, [], {}
+
+    async def _look(self, intent: Intent, addresses: tuple[Address, ...], *, same: bool) -> None:
+        kernel = self._device is None
+        found = self._flows if same else flows(intent, self._device, addresses)
+        bases = await self._read(everything=self._traces)
+        wanted = wishes(found) if self._opens else frozenset()
+        if await self._change(bases, wanted, found, kernel=kernel):
+            bases = await self._read(everything=self._traces)
+        self._traces = self._opens
+        if not same or bases != self._bases:
+            self._found = judged(bases, found, kernel=kernel, opens=self._opens)
+            for each in dict.fromkeys(b.message for b in self._found.values()):
+                self._tell(f"forwarding: {each}")
+        self._bases, self._flows = bases, found
+
+    async def _change(
+        self,
+        bases: Iterable[Base],
+        wanted: frozenset[Wish],
+        found: Mapping[str, tuple[Flow, ...]],
+        *,
+        kernel: bool,
+    ) -> bool:
+        """Take away what is not wanted any more, and add what is missing."""
+        versions = {flow.version for those in found.values() for flow in those}
+        changed = False
+        for base in bases:
+            mine = wanted if versions & set(base.versions) else frozenset[Wish]()
+            commands = closing(base, mine)
+            if base.suspect:
+                commands += opening(base, mine, kernel=kernel)
+            try:
+                await _all(commands)
+            except ToolError as exc:
+                self._tell(f"forwarding cannot be opened: {exc}")
+            changed = changed or bool(commands)
+        return changed
+
+    async def _read(self, *, everything: bool) -> list[Base]:
+        """Foreign chains on the forward hook with their rules; ``everything``: also those that
+        cannot drop what nothing accepts."""
+        shown = await run_json("nft", "-j", "list", "chains")
+        found: list[Base] = []
+        tables = set()
+        for base in listed.bases(shown or {}):
+            if base.tool == NFT and shutil.which(f"{program(base)}-save"):
+                tables.add((base.tool, base.family, base.table))
+            elif (full := await _listed(base, everything=everything)) is not None:
+                found.append(full)
+        tables |= {(LEGACY, family, table) for family, table in self._legacy()}
+        for tool, family, table in sorted(tables):
+            command = f"{'ip6' if family == 'ip6' else 'ip'}{tool.removeprefix('ip')}-save"
+            text = await run(command, "-t", table)
+            found += saved.bases(text, tool, family)
+        return [base for base in found if everything or base.suspect]
+
+    def _legacy(self) -> list[tuple[str, str]]:
+        """Families and tables of legacy iptables that filter."""
+        found = []
+        for family, path in _LEGACY.items():
+            try:
+                names = Path(path).read_text().split()
+            except OSError:
+                continue  # no such module, or not ours to see
+            found += [(family, name) for name in names if name in listed.IPTABLES_TABLES]
+        if found and shutil.which(f"{LEGACY}-save") is None:
+            self._tell("what legacy iptables forwards on this node is not known: install iptables")
+            return []
+        return found
+
+    def _tell(self, problem: str) -> None:
+        """Once each."""
+        if problem not in self._told:
+            self._told.add(problem)
+            log.warning("%s", problem)
+
+
+async def _listed(base: Base, *, everything: bool) -> Base | None:
+    """A chain of nftables with its rules, and those of its table where they matter."""
+    where = (base.family, base.table)
+    shown: Any = await run_json("nft", "-j", "list", "chain", *where, base.name)
+    full = replace(base, rules=listed.rules(shown).get(base.name, ()))
+    if not full.suspect:
+        return full if everything else None
+    # -t: without the elements of sets, which may be many.
+    others = listed.rules(await run_json("nft", "-j", "-t", "list", "table", *where))
+    return replace(full, others=others)
+
+
+async def _all(commands: Iterable[Command]) -> None:
+    for command in commands:
+        await run(*command)
