@@ -27,7 +27,7 @@ from ipsec_gateway.ipsec.base import Inherited, PolicyId, PolicySpec
 from ipsec_gateway.lastgood import InForce, LastGood
 from ipsec_gateway.ports import PortConflict
 from ipsec_gateway.pump import Pump
-from ipsec_gateway.resumefile import InUse, NoResume, ResumeFile
+from ipsec_gateway.resumefile import InUse, ResumeFile
 from ipsec_ike.actions import DeleteSa
 from ipsec_ike.config import PeerConfig
 from ipsec_ike.engine import Engine
@@ -81,7 +81,7 @@ class Handover:
             self._file = it = ResumeFile(self._directory, self._loop.time())
         except InUse as exc:
             raise PortConflict(str(exc)) from exc
-        except (NoResume, OSError) as exc:
+        except OSError as exc:
             log.warning("a restart will set up all tunnels anew: %s", exc)
             return
         if it.refused:

@@ -39,17 +39,15 @@ import json
 import mmap
 import os
 import secrets
-import stat
 import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 from zlib import crc32
 
+from ipsec_gateway import privatefiles
+from ipsec_gateway.privatefiles import open_private
 from ipsec_ike.engine import Record
-
-#: File systems that are never on a disk.
-MEMORY: Final = frozenset({"tmpfs", "ramfs"})
 
 #: Lives in a row that may end early before the state is taken to be the reason.
 MOST_ATTEMPTS: Final = 5
@@ -72,10 +70,6 @@ _TIME_AT: Final = _JOURNALS_AT - _TIME.size
 _encode = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 
 
-class NoResume(Exception):
-    """Records cannot be kept here. The message has the reason and the remedy."""
-
-
 class InUse(Exception):
     """Another gateway keeps its records here. The message names it."""
 
@@ -87,11 +81,11 @@ class ResumeFile:
     def __init__(self, directory: Path, now: float) -> None:
         """Lock and read. ``now`` is CLOCK_MONOTONIC in seconds.
 
-        Raises NoResume where no secrets may be written, InUse, and OSError.
+        Raises NotPrivate where no secrets may be written, InUse, and OSError.
         """
         self.directory: Final = directory
-        _prepare(directory)
-        self._lock: Final = _open(directory / "mark", os.O_RDWR | os.O_CREAT)
+        privatefiles.prepare(directory)
+        self._lock: Final = open_private(directory / "mark", os.O_RDWR | os.O_CREAT)
         self._journal = -1
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -134,7 +128,7 @@ class ResumeFile:
             else:
                 attempts = 0
         try:
-            self._journal = _open(self.directory / "journal", os.O_RDWR)
+            self._journal = open_private(self.directory / "journal", os.O_RDWR)
         except FileNotFoundError:
             return attempts
         data = b""
@@ -207,7 +201,7 @@ class ResumeFile:
         """Write the journal anew, with what counts alone, and put it in place of the old one."""
         path = self.directory / "journal.new"
         path.unlink(missing_ok=True)
-        fresh = _open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND)
+        fresh = open_private(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND)
         number = secrets.randbits(62) + 1
         try:
             parts = [_line([_FORMAT, number])]
@@ -231,21 +225,11 @@ class ResumeFile:
 
     def read_documents(self) -> bytes:
         """What ``write_documents`` of the life before has kept; nothing if it has not."""
-        try:
-            fd = _open(self.directory / "documents", os.O_RDONLY)
-        except (FileNotFoundError, NoResume):
-            return b""
-        with os.fdopen(fd, "rb") as file:
-            return file.read()
+        return privatefiles.read(self.directory / "documents")
 
     def write_documents(self, data: bytes) -> None:
         """Keep this in place of what was there. Raises OSError."""
-        path = self.directory / "documents.new"
-        path.unlink(missing_ok=True)
-        fd = _open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-        with os.fdopen(fd, "wb") as file:
-            file.write(data)
-        path.rename(self.directory / "documents")
+        privatefiles.write(self.directory / "documents", data)
 
     def settled(self) -> None:
         """This life goes well: what it began with did not break it."""
@@ -267,40 +251,6 @@ class ResumeFile:
         with contextlib.suppress(OSError):
             self.directory.rmdir()
         self.close()
-
-
-def _prepare(directory: Path) -> None:
-    kind = file_system(directory if directory.exists() else directory.parent)
-    if kind not in MEMORY:
-        raise NoResume(
-            f"{directory} is on {kind}: keys are kept on tmpfs only; mount one there, or name"
-            " another directory"
-        )
-    directory.mkdir(mode=0o700, exist_ok=True)
-    info = directory.lstat()
-    if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.geteuid():
-        raise NoResume(f"{directory} is not a directory of our own: remove it, or name another one")
-    directory.chmod(0o700)
-
-
-def file_system(path: Path) -> str:
-    """The type of the file system that ``path`` is on (proc(5): /proc/self/mountinfo)."""
-    device = path.stat().st_dev
-    number = f"{os.major(device)}:{os.minor(device)}"
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        fields = line.split()
-        if fields[2] == number:
-            return fields[fields.index("-", 6) + 1]
-    return "an unknown file system"
-
-
-def _open(path: Path, flags: int) -> int:
-    fd = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    info = os.fstat(fd)
-    if not stat.S_ISREG(info.st_mode) or info.st_uid != os.geteuid() or info.st_mode & 0o077:
-        os.close(fd)
-        raise NoResume(f"{path} is not a file for us alone: remove it")
-    return fd
 
 
 def _mark(fd: int) -> tuple[Any, ...]:

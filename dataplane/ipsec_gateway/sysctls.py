@@ -16,12 +16,11 @@ somebody else has changed meanwhile is left alone.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
-from ipsec_gateway import netns
+from ipsec_gateway import netns, privatefiles
 from ipsec_gateway.classify import Network
 from ipsec_gateway.intent import Address
 
@@ -108,7 +107,7 @@ class Sysctls:
         assert self._changed is not None
         self._changed[variable] = (self._changed.get(variable, (before, ""))[0], value)
         try:
-            self._remember()
+            privatefiles.write_object(self._file(), self._changed)
             (self._root / variable).write_text(value)
         except OSError as exc:
             del self._changed[variable]
@@ -130,20 +129,14 @@ class Sysctls:
         """Of this network namespace: a lab, or a pod, has its own variables."""
         return self._folder / f"sysctls-{netns.identity()}.json"
 
-    def _remember(self) -> None:
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        scratch = self._file().with_suffix(".new")
-        scratch.write_text(json.dumps(self._changed))
-        scratch.chmod(0o600)
-        scratch.replace(self._file())
-
     def _remembered(self) -> dict[str, tuple[str, str]]:
-        try:
-            kept = json.loads(self._file().read_text())
-            return {str(name): (str(values[0]), str(values[1])) for name, values in kept.items()}
-        except (OSError, ValueError, AttributeError, IndexError, TypeError):
-            # None is there, or it is not ours to understand: nothing is put back by guess.
-            return {}
+        """What is not ours to understand is left out: nothing is put back by guess."""
+        kept = privatefiles.read_object(self._file())
+        return {
+            name: (str(values[0]), str(values[1]))
+            for name, values in kept.items()
+            if isinstance(values, list) and len(values) == 2
+        }
 
 
 def _dotted(variable: str) -> str:

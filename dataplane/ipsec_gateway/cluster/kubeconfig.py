@@ -6,7 +6,6 @@ Anything else (plugins, providers, passwords) is left to the ``kubernetes`` pack
 from __future__ import annotations
 
 import base64
-import os
 import ssl
 import tempfile
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from typing import Any, Final
 
 import yaml
 
+from ipsec_gateway import privatefiles
 from ipsec_gateway.cluster.api import Access, NoCluster
 
 _PLAIN_USER: Final = frozenset(
@@ -93,7 +93,5 @@ def _file(user: Mapping[str, Any], name: str, folder: Path, private: Path) -> Pa
     if data is None:
         return folder / str(user[name])
     path = private / name
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(fd, "wb") as file:
-        file.write(base64.b64decode(data))
+    privatefiles.write(path, base64.b64decode(data))
     return path

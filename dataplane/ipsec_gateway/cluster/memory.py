@@ -4,23 +4,21 @@
 ``held.json``     the peers that we hold, each second: a life that follows within the patience of
                   the others goes on with them, and nobody else takes them
 
-Files are replaced whole. What cannot be read is as if it were not there.
+What cannot be read (``privatefiles``) is as if it were not there.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
-import os
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ipsec_gateway import privatefiles
 from ipsec_gateway.cluster.membership import PATIENCE, LeaseFacts
-from ipsec_gateway.resumefile import MEMORY, file_system
 
 log = logging.getLogger("ipsec_gateway")
 
@@ -44,12 +42,9 @@ class Memory:
         if directory is None:
             return
         try:
-            kind = file_system(directory if directory.exists() else directory.parent)
-            if kind not in MEMORY:
-                raise OSError(f"it is on {kind}, and keys are kept on tmpfs only")
-            directory.mkdir(mode=0o700, exist_ok=True)
+            privatefiles.prepare(directory)
         except OSError as exc:
-            log.warning("nothing is kept in %s for a start without the cluster: %s", directory, exc)
+            log.warning("nothing is kept for a start without the cluster: %s", exc)
             self._directory = None
 
     def read(self) -> Remembered:
@@ -89,36 +84,23 @@ class Memory:
         self._store("held.json", said)
 
     def forget(self) -> None:
-        """Nobody is to go on with it."""
+        """Nobody is to go on with it, and nothing is kept any more."""
         if self._directory is not None:
             for name in ("tunnels.json", "held.json", "pid"):
                 (self._directory / name).unlink(missing_ok=True)
             # Somebody else's files may be in there.
             with contextlib.suppress(OSError):
                 self._directory.rmdir()
+            self._directory = None
 
     def _load(self, name: str) -> dict[str, Any]:
-        if self._directory is None:
-            return {}
-        path = self._directory / name
-        try:
-            info = path.lstat()
-            if info.st_uid != os.geteuid() or info.st_mode & 0o077:
-                return {}
-            document = json.loads(path.read_bytes())
-        except (OSError, ValueError):
-            return {}
-        return document if isinstance(document, dict) else {}
+        return {} if self._directory is None else privatefiles.read_object(self._directory / name)
 
     def _store(self, name: str, document: Mapping[str, Any]) -> None:
         if self._directory is None:
             return
-        fresh = self._directory / f".{name}.new"
         try:
-            fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-            with os.fdopen(fd, "wb") as file:
-                file.write(json.dumps(document).encode())
-            fresh.replace(self._directory / name)
+            privatefiles.write_object(self._directory / name, document)
             self._told = False
         except OSError as exc:
             if not self._told:

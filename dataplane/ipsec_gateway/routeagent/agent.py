@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from ipsec_gateway import conntrack
+from ipsec_gateway import conntrack, privatefiles
 from ipsec_gateway.classify import Network
 from ipsec_gateway.cluster.api import Api
 from ipsec_gateway.cluster.meshclient import MeshClient
@@ -31,7 +31,7 @@ from ipsec_gateway.routeagent.facts import node_facts
 from ipsec_gateway.routeagent.kernel import Kernel
 from ipsec_gateway.routeagent.leases import Gateways, Leases
 from ipsec_gateway.routeagent.loose import Loose
-from ipsec_gateway.routeagent.memory import Memory, checks_of, gateways_of
+from ipsec_gateway.routeagent.memory import checks_of, file_in, gateways_of
 from ipsec_gateway.routeagent.metrics import Metrics, Scrape
 from ipsec_gateway.routeagent.picture import Carried, Picture, networks
 from ipsec_gateway.routeagent.plan import Node, Settings, Wanted, plan
@@ -73,7 +73,8 @@ class Agent:
     def __init__(self, options: Options) -> None:
         self._options: Final = options
         self._kernel: Final = Kernel(options.settings)
-        self._memory: Final = Memory(options.state)
+        self._memory: Final = file_in(options.state)
+        self._kept: dict[str, Any] = {}
         self._picture: Final = Picture()
         self._wake: Final = asyncio.Event()
         self._stopped = False
@@ -142,9 +143,9 @@ class Agent:
     async def clean(self) -> None:
         """Take away all that any agent left on this node. Raises ToolError."""
         await self._kernel.clean()
-        for problem in Loose(checks_of(self._memory.recall())).keep(()):
+        for problem in Loose(checks_of(privatefiles.read_object(self._memory))).keep(()):
             log.warning("%s", problem)
-        self._memory.forget()
+        self._memory.unlink(missing_ok=True)
 
     async def _turn(self, now: float) -> float:
         """One turn; returns the seconds until the next at the latest."""
@@ -254,7 +255,7 @@ class Agent:
         self._wake.set()
 
     def _recall(self, now: float) -> None:
-        kept = self._memory.recall()
+        kept = privatefiles.read_object(self._memory)
         if kept:
             self._remembered = True
             self._picture.remember(kept.get("picture"), now)
@@ -267,19 +268,21 @@ class Agent:
         self._mesh.follow({n: tuple(map(str, at)) for n, at in self._gateways.items()})
 
     def _keep(self, now: float) -> list[str]:
+        known = {
+            "picture": self._picture.record(now),
+            "gateways": {n: ",".join(map(str, a)) for n, a in self._gateways.items()},
+            "rp_filter": dict(self._loose.before),
+        }
+        if known == self._kept:
+            return []
         try:
-            self._memory.keep(
-                {
-                    "picture": self._picture.record(now),
-                    "gateways": {n: ",".join(map(str, a)) for n, a in self._gateways.items()},
-                    "rp_filter": self._loose.before,
-                }
-            )
+            privatefiles.write_object(self._memory, known)
         except OSError as exc:
             return [
                 f"--state {self._options.state} cannot be written ({exc.strerror}): after a restart"
                 " the agent knows nothing until it hears the gateways; mount /run/kube-ipsec"
             ]
+        self._kept = known
         return []
 
     def _tell(self, problems: Iterable[str]) -> None:

@@ -305,7 +305,8 @@ def test_memory_that_is_damaged_or_old_is_no_memory(tmp_path: Path) -> None:
         (folder / "tunnels.json").chmod(0o644)
         assert not memory.read().tunnels
     finally:
-        Memory(folder).forget()
+        memory.forget()
+    memory.alive({"ns/p"})
     assert not folder.exists()
 
 

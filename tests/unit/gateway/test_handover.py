@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from ipsec_gateway import handover, resumefile
+from ipsec_gateway import handover, privatefiles
 from ipsec_gateway.handover import Handover
 from ipsec_gateway.ipsec.base import (
     Inherited,
@@ -175,7 +175,7 @@ def run(work: Callable[[Rig], Awaitable[None]]) -> None:
 def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A directory on tmpfs."""
     base = Path(f"/dev/shm/kube-ipsec-handover-{os.getpid()}")
-    if resumefile.file_system(base.parent) not in resumefile.MEMORY:
+    if privatefiles.file_system(base.parent) not in privatefiles.MEMORY:
         pytest.skip("no tmpfs at /dev/shm")
     base.mkdir()
     monkeypatch.setattr(handover, "GRACE", 0.05)
@@ -332,7 +332,7 @@ def test_a_second_gateway_is_refused(folder: Path) -> None:
 def test_where_no_secrets_may_be_written_there_is_one_warning(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(resumefile, "file_system", lambda _: "ext4")
+    monkeypatch.setattr(privatefiles, "file_system", lambda _: "ext4")
 
     async def work(rig: Rig) -> None:
         first = await rig.up(folder)

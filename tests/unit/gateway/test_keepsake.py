@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from ipsec_api.documents import Documents
-from ipsec_gateway import keepsake, resumefile
+from ipsec_gateway import keepsake, privatefiles
 from ipsec_gateway.handover import Handover
 from ipsec_gateway.lastgood import InForce, Key, LastGood
 from ipsec_gateway.pump import Pump
@@ -70,7 +70,7 @@ def test_what_this_version_does_not_accept_is_left_out(make) -> None:
 def folder() -> Iterator[Path]:
     """A directory on tmpfs."""
     base = Path(f"/dev/shm/kube-ipsec-keepsake-{os.getpid()}")
-    if resumefile.file_system(base.parent) not in resumefile.MEMORY:
+    if privatefiles.file_system(base.parent) not in privatefiles.MEMORY:
         pytest.skip("no tmpfs at /dev/shm")
     base.mkdir()
     yield base / "state"

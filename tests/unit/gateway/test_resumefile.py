@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from ipsec_gateway import resumefile
-from ipsec_gateway.resumefile import InUse, NoResume, ResumeFile
+from ipsec_gateway import privatefiles, resumefile
+from ipsec_gateway.privatefiles import NotPrivate
+from ipsec_gateway.resumefile import InUse, ResumeFile
 from ipsec_ike.engine import Record
 
 SECRET = "5ec2e7"
@@ -21,7 +22,7 @@ SECRET = "5ec2e7"
 def folder() -> Iterator[Path]:
     """A directory on tmpfs."""
     base = Path(f"/dev/shm/kube-ipsec-test-{os.getpid()}")
-    if not base.parent.is_dir() or resumefile.file_system(base.parent) not in resumefile.MEMORY:
+    if not base.parent.is_dir() or privatefiles.file_system(base.parent) not in privatefiles.MEMORY:
         pytest.skip("no tmpfs at /dev/shm")
     base.mkdir()
     yield base / "state"
@@ -62,7 +63,7 @@ def test_only_root_can_read_it(folder: Path) -> None:
     for name in ("mark", "journal"):
         assert (folder / name).stat().st_mode & 0o777 == 0o600
     (folder / "journal").chmod(0o644)
-    with pytest.raises(NoResume, match="not a file for us alone"):
+    with pytest.raises(NotPrivate, match="not a file for us alone"):
         ResumeFile(folder, 101.0)
 
 
@@ -74,14 +75,10 @@ def test_a_link_is_not_followed(folder: Path) -> None:
 
 
 def test_keys_do_not_go_to_a_disk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resumefile, "file_system", lambda _: "ext4")
-    with pytest.raises(NoResume, match="is on ext4: keys are kept on tmpfs only"):
+    monkeypatch.setattr(privatefiles, "file_system", lambda _: "ext4")
+    with pytest.raises(NotPrivate, match="is on ext4: keys are kept on tmpfs only"):
         ResumeFile(folder, 100.0)
     assert not folder.exists()
-
-
-def test_the_file_system_of_a_path() -> None:
-    assert resumefile.file_system(Path("/proc")) == "proc"
 
 
 def test_two_at_a_time(folder: Path) -> None:

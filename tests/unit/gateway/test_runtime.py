@@ -22,7 +22,7 @@ from ipsec_gateway.ipsec.recording import Operation, RecordingBackend
 from ipsec_gateway.lastgood import InForce
 from ipsec_gateway.options import Options
 from ipsec_gateway.ports import PortConflict
-from ipsec_gateway.resumefile import MEMORY, file_system
+from ipsec_gateway.privatefiles import MEMORY, file_system
 from ipsec_gateway.runtime import Gateway
 from ipsec_gateway.sources.directory import DirectorySource, NoSource
 

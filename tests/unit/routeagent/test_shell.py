@@ -21,7 +21,7 @@ from ipsec_gateway.cluster.meshclient import MeshClient
 from ipsec_gateway.cluster.meshkey import MeshKey
 from ipsec_gateway.routeagent.cli import route_agent
 from ipsec_gateway.routeagent.leases import Leases, parse
-from ipsec_gateway.routeagent.memory import Memory, checks_of, gateways_of
+from ipsec_gateway.routeagent.memory import checks_of, gateways_of
 from ipsec_gateway.routeagent.metrics import Metrics, Scrape
 
 IP = ipaddress.ip_address
@@ -190,21 +190,6 @@ def test_what_is_not_the_gateway_s_is_not_told(tmp_path, lines, why, caplog):
     assert client.lines[why] >= 1
     assert "not signed as ours" in caplog.text
     assert KEY.hex() not in caplog.text
-
-
-def test_memory_is_kept_for_one_namespace_and_forgotten(tmp_path):
-    memory = Memory(tmp_path / "state")
-    assert memory.recall() == {}
-    memory.keep({"gateways": {"g1": "192.0.2.1,2001:db8::1"}, "rp_filter": {"eth0": 1}})
-    again = Memory(tmp_path / "state").recall()
-    assert gateways_of(again) == {"g1": (IP("192.0.2.1"), IP("2001:db8::1"))}
-    assert checks_of(again) == {"eth0": 1}
-    (file,) = (tmp_path / "state").iterdir()
-    assert file.stat().st_mode & 0o777 == 0o600
-    file.write_text("[1")
-    assert memory.recall() == {}
-    memory.forget()
-    assert not list((tmp_path / "state").iterdir())
 
 
 @pytest.mark.parametrize("kept", [{}, {"gateways": 1, "rp_filter": []}, {"rp_filter": {"x": "y"}}])
