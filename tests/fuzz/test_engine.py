@@ -68,14 +68,14 @@ class Target:
 TARGET = Target()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.binary(max_size=300), st.sampled_from([500, 4500]))
 def test_any_bytes(data: bytes, port: int) -> None:
     TARGET.receive(data, port)
     assert_bounded(TARGET.right.engine)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.integers(0, 255),
     st.sampled_from([34, 35, 36, 37, 43, 99]),

@@ -95,13 +95,13 @@ def attempt(data: bytes) -> bool:
     return True
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.binary(max_size=200))
 def test_any_message(data: bytes) -> None:
     attempt(data)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.integers(0, 255), st.binary(max_size=200))
 def test_any_chain(first: int, body: bytes) -> None:
     header = Header(SPI_I, SPI_R, first, 34, 8, 0, HEADER_LENGTH + len(body))
@@ -110,7 +110,7 @@ def test_any_chain(first: int, body: bytes) -> None:
 
 @pytest.mark.parametrize("kind", sorted(DECODERS), ids=lambda k: PayloadType(k).name)
 def test_any_body(kind: int) -> None:
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=150)
     @given(st.binary(max_size=80))
     def decode(body: bytes) -> None:
         try:

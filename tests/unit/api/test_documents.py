@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ipsec_api.documents import InvalidObject, collect, parse, parse_object
@@ -326,7 +326,6 @@ def test_nesting_without_end(text: str) -> None:
     assert len(errors(text)) == 1
 
 
-@settings(deadline=None)
 @given(st.text(max_size=200))
 def test_any_text_is_read_or_refused(text: str) -> None:
     parse(text)
@@ -341,7 +340,6 @@ JSON = st.recursive(
 FIELDS = ["address", "passive", "profile", "identities", "remoteSubnets", "mtu", "nat", "routing"]
 
 
-@settings(deadline=None)
 @given(st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=3))
 def test_any_spec_is_read_or_refused(changes: dict[str, Any]) -> None:
     spec: dict[str, Any] = {

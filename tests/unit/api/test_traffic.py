@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 from itertools import product
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ipsec_api.traffic import Claim, Claims, covers, overlap, products, subnet_pairs
@@ -48,7 +48,6 @@ def union(group: tuple[TunnelSelector, ...]) -> set[tuple[object, ...]]:
     }
 
 
-@settings(deadline=None)
 @given(st.lists(selectors(), max_size=8, unique=True))
 def test_groups_carry_their_selectors_and_nothing_else(given_: list[TunnelSelector]) -> None:
     groups = products(given_)
@@ -58,7 +57,6 @@ def test_groups_carry_their_selectors_and_nothing_else(given_: list[TunnelSelect
         assert union(group) == wanted
 
 
-@settings(deadline=None)
 @given(st.lists(NETWORKS, min_size=1, max_size=4), st.lists(NETWORKS, min_size=1, max_size=4))
 def test_subnets_of_both_families_share_one_group(local: list[str], remote: list[str]) -> None:
     pairs = subnet_pairs(dict.fromkeys(local), dict.fromkeys(remote))
@@ -72,7 +70,6 @@ def test_any_protocol_does_not_mix_with_a_named_one() -> None:
     assert products([anything, tcp, udp]) == [(anything,), (tcp, udp)]
 
 
-@settings(deadline=None)
 @given(st.lists(selectors(), max_size=12), selectors())
 def test_the_table_finds_what_a_walk_finds(
     held: list[TunnelSelector], asked: TunnelSelector
@@ -84,7 +81,6 @@ def test_the_table_finds_what_a_walk_finds(
     assert found == sorted(str(s) for s in held if overlap(s, asked))
 
 
-@settings(deadline=None)
 @given(selectors(), selectors())
 def test_overlap_and_cover(a: TunnelSelector, b: TunnelSelector) -> None:
     assert overlap(a, a)

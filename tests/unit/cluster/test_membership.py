@@ -317,7 +317,7 @@ def test_lines_that_are_repeated_or_incomplete_do_not_count() -> None:
     assert me.others["b"].owned == {"ns/p": 1.0}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_whatever_happened_it_ends_with_one_owner_each(data: st.DataObject) -> None:
     """Deaths, restarts, cuts and outages in any order; then peace, and soon nobody has two."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ipsec_api.ownership import Wish, assign, ranking, weight
@@ -27,7 +27,6 @@ def test_order_of_the_gateways_does_not_matter(peer: str, names: set[str], rng: 
     assert set(ranking(peer, shuffled)) == names
 
 
-@settings(deadline=None)
 @given(st.sets(PEER, min_size=1, max_size=30), NAMES, st.data())
 def test_only_the_peers_of_a_gateway_that_goes_move(
     peers: set[str], names: set[str], data: st.DataObject

@@ -473,7 +473,7 @@ def test_a_device_that_is_gone_is_counted(wire: Wire) -> None:
 
 
 @given(st.lists(st.binary(max_size=150), max_size=8), st.booleans())
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_datagram_makes_it_fail(wire: Wire, datagrams: list[bytes], known: bool) -> None:
     if not wire.into._by_spi:
         wire.connect()

@@ -38,7 +38,7 @@ def pattern(size: int) -> bytes:
     flags=st.sampled_from([ACK, 0x99, 0xD9]),
     df=st.booleans(),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_segments_are_whole_packets(
     version: int, size: int, mss: int, flags: int, df: bool
 ) -> None:

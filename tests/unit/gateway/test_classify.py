@@ -124,7 +124,7 @@ def matches(element: Element, packet: tuple) -> bool:
     )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(policies(), max_size=8))
 def test_every_packet_gets_the_verdict_of_its_first_policy(listed: list[PolicySpec]) -> None:
     steps = classify(listed, frozenset())

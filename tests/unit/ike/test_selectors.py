@@ -73,7 +73,7 @@ def matches(ts: TrafficSelector, packet: tuple[bytes, int, int]) -> bool:
 PACKETS = [(n.to_bytes(4), proto, p) for n in range(8) for proto in (6, 17) for p in range(-1, 4)]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(small(), small())
 def test_intersection_matches_what_both_match(one: TrafficSelector, other: TrafficSelector) -> None:
     common = one.narrow(other)
@@ -81,7 +81,7 @@ def test_intersection_matches_what_both_match(one: TrafficSelector, other: Traff
     assert {p for p in PACKETS if common is not None and matches(common, p)} == both
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(small(), max_size=4), st.lists(small(), max_size=4))
 def test_narrowing_a_list(offered: list[TrafficSelector], ours: list[TrafficSelector]) -> None:
     result = narrow(offered, ours)

@@ -132,7 +132,7 @@ PAYLOADS: dict[str, st.SearchStrategy[Payload]] = {
 
 @pytest.mark.parametrize("name", PAYLOADS)
 def test_payload(name: str) -> None:
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     @given(PAYLOADS[name])
     def check(payload: Payload) -> None:
         first, chain = encode_payloads([payload])
@@ -142,7 +142,7 @@ def test_payload(name: str) -> None:
     check()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.binary(min_size=8, max_size=8),
     st.binary(min_size=8, max_size=8),

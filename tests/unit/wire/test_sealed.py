@@ -210,7 +210,7 @@ class TestFragments:
                 max_size=62,
             )
 
-    @settings(max_examples=50, deadline=None)
+    @settings(max_examples=50)
     @given(st.data())
     def test_any_order_and_duplicates(self, data: st.DataObject) -> None:
         cipher = self.cipher
