@@ -14,6 +14,8 @@ from ipsec_gateway.probe import probe
 
 #: Program, option that ends it at once, Debian package.
 _PROGRAMS: Final = (("ip", "-Version", "iproute2"), ("nft", "--version", "nftables"))
+#: What there may be: without it chains of iptables are not judged, and not opened.
+_HELPERS: Final = ("iptables-nft", "iptables-legacy")
 _TUN: Final = Path("/dev/net/tun")
 
 
@@ -21,6 +23,10 @@ def checks() -> Iterator[tuple[str, str, str]]:
     """What was tried, ``ok``, ``bad`` or ``note``, and what was found or is to be done."""
     for program, option, package in _PROGRAMS:
         yield program, *_program(program, option, package)
+    for program in _HELPERS:
+        verdict, text = _program(program, "--version", "iptables")
+        without = "whether others' chains let tunnels' traffic pass is not told"
+        yield program, *(("ok", text) if verdict == "ok" else ("note", f"{text}; {without}"))
     if os.geteuid() != 0:
         yield "kernel", "note", "not tried: only root can ask the kernel what it has"
         return

@@ -36,6 +36,8 @@ Manifest = dict[str, Any]
 _GATEWAY: Final = "gateway"
 _ROUTE_AGENT: Final = "route-agent"
 _TUN: Final = "/dev/net/tun"
+#: Of all who change iptables on a node.
+_LOCK: Final = "/run/xtables.lock"
 #: Folder of the node with what the next route agent goes on with; gone with a boot, as its routes.
 _STATE: Final = "/run/kube-ipsec"
 
@@ -63,6 +65,8 @@ def gateway(settings: Settings, services: tuple[str, ...] = ()) -> Manifest:
         *([f"--group={chosen.group}"] if chosen.group else []),
         *([f"--mark-bits={chosen.mark_bits}"] if chosen.mark_bits else []),
         *([f"--tables={chosen.tables}"] if chosen.tables else []),
+        *(["--allow-mark-conflict"] if chosen.allow_mark_conflict else []),
+        *(["--open-forward"] if chosen.open_forward else []),
         *(f"--service-cidr={network}" for network in services),
         *chosen.extra_args,
     ]
@@ -82,6 +86,10 @@ def gateway(settings: Settings, services: tuple[str, ...] = ()) -> Manifest:
     if not chosen.privileged and chosen.dataplane != "xfrm":
         volumes.append({"name": "tun", "hostPath": {"path": _TUN, "type": "CharDevice"}})
         mounts.append({"name": "tun", "mountPath": _TUN})
+    if chosen.open_forward:
+        # Legacy iptables is changed by one at a time, by whoever has the lock of the node.
+        volumes.append({"name": "xtables", "hostPath": {"path": _LOCK, "type": "FileOrCreate"}})
+        mounts.append({"name": "xtables", "mountPath": _LOCK})
     container: Manifest = {
         "name": _GATEWAY,
         "image": settings.image,
@@ -114,6 +122,9 @@ def route_agent(settings: Settings) -> Manifest:
             f"--listen=:{chosen.port}",
             f"--log-format={settings.log_format}",
             f"--log-level={chosen.log_level}",
+            f"--transport={chosen.transport}",
+            f"--vni={chosen.vni}",
+            f"--vxlan-port={chosen.vxlan_port}",
             *([f"--mark-bits={gateways.mark_bits}"] if gateways.mark_bits else []),
             *([f"--table={int(tables) + 2}"] if tables.isdecimal() else []),
             # Given values alone: what is discovered changes with every node.

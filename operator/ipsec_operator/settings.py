@@ -49,6 +49,10 @@ class GatewaySettings(ApiModel):
     mark_bits: str | None = None
     #: First of the routing tables that are the gateway's; None is the gateway's own choice.
     tables: str | None = None
+    #: The mark bits may be others' as well: they do not run here.
+    allow_mark_conflict: bool = False
+    #: Rules that let tunnels' traffic pass are put into others' chains on the forward hook.
+    open_forward: bool = False
     extra_args: tuple[str, ...] = ()
     extra_env: tuple[Passed, ...] = ()
     #: TCP port of /healthz, /readyz and /metrics on the node's address.
@@ -79,6 +83,11 @@ class RouteAgentSettings(ApiModel):
     extra_env: tuple[Passed, ...] = ()
     #: TCP port of /healthz and /metrics on the node's address.
     port: Annotated[int, Field(ge=1, le=65535)] = 9502
+    #: How packets get to a gateway on another node: as the agent finds, or always by VXLAN.
+    transport: Literal["auto", "vxlan"] = "auto"
+    #: Number of the VXLAN, and its UDP port.
+    vni: Annotated[int, Field(ge=1, le=0xFFFFFF)] = 4499
+    vxlan_port: Annotated[int, Field(ge=1, le=65535)] = 4499
     annotations: dict[str, str] = Field(default_factory=dict)
     labels: dict[str, str] = Field(default_factory=dict)
     log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -138,6 +138,9 @@ def test_the_gateways_file_system_runs(tmp_path):
     )
     assert tried.returncode == 0, tried.stdout
     assert re.search(r"^ok +nft: nftables", tried.stdout, re.MULTILINE)
+    for flavour in ("nft", "legacy"):
+        assert re.search(rf"^ok +iptables-{flavour}: iptables", tried.stdout, re.MULTILINE)
+        assert inside(f"/usr/sbin/ip6tables-{flavour}-save", "--version").returncode == 0
     assert not re.search(r"^bad", tried.stdout, re.MULTILINE)
     for program in ("sh", "bash", "dpkg", "apt-get", "perl"):
         assert not list(root.glob(f"usr/*bin/{program}")), program

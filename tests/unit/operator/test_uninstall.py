@@ -13,7 +13,7 @@ from kubernetes import client
 
 from ipsec_lab import chart
 from ipsec_operator import daemonsets, uninstall
-from ipsec_operator.settings import RouteAgentSettings, Settings
+from ipsec_operator.settings import GatewaySettings, RouteAgentSettings, Settings
 
 SETTINGS = Settings(image="example.org/gateway:v1")
 GATEWAY = daemonsets.gateway(SETTINGS)
@@ -43,6 +43,14 @@ class TestCleaner:
         (work,) = made["spec"]["template"]["spec"]["initContainers"]
         assert work["args"][:2] == ["route-agent", "--cleanup"]
         assert work["args"][-3:] == ["--table", "5000", "--vni=7"]
+
+    def test_takes_the_mark_bits_that_were_allowed(self):
+        chosen = GatewaySettings(mark_bits="0xc001", allow_mark_conflict=True, open_forward=True)
+        made = uninstall.cleaner(daemonsets.gateway(Settings(image="x", gateway=chosen)))
+        (work,) = made["spec"]["template"]["spec"]["initContainers"]
+        assert work["args"][-2:] == ["--mark-bits=0xc001", "--allow-mark-conflict"]
+        # What it has opened it closes with the lock that it opened it with.
+        assert "/run/xtables.lock" in {mount["mountPath"] for mount in work["volumeMounts"]}
 
     def test_runs_where_the_other_ran(self):
         old, new = (d["spec"]["template"]["spec"] for d in (GATEWAY, uninstall.cleaner(GATEWAY)))
