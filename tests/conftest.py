@@ -12,7 +12,7 @@ by not being run. The exception is ``kube``: it needs somebody's cluster, named 
 import functools
 import os
 import subprocess
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import hypothesis
@@ -20,7 +20,7 @@ import pytest
 
 from ipsec_lab import guest, strongswan, userns
 from ipsec_lab.guest_inside import inside
-from ipsec_lab.netns import missing_programs
+from ipsec_lab.netns import Namespace, missing_programs
 
 # Times are for `make bench`: on a busy machine a good example may take long.
 hypothesis.settings.register_profile("untimed", deadline=None)
@@ -130,3 +130,20 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("measured")
         for line in MEASURED:
             terminalreporter.line(line)
+
+
+@pytest.fixture(scope="module")
+def namespaces() -> Iterator[tuple[Namespace, Namespace]]:
+    """Two ends of a wire, for back ends of XFRM."""
+    from ipsec_lab import xfrm_rig  # a quarter of a second that few runs need
+
+    with xfrm_rig.wired() as both:
+        yield both
+
+
+@pytest.fixture
+def play(namespaces: tuple[Namespace, Namespace]) -> Callable[..., None]:
+    """Runs a test with a back end at each end, and sees to it that they leave nothing behind."""
+    from ipsec_lab import xfrm_rig  # see above
+
+    return xfrm_rig.player(namespaces)

@@ -36,6 +36,7 @@ from ipsec_ike.proposal import Transform
 from ipsec_ike.secret import Secret
 from ipsec_ike.selectors import TrafficSelector
 from ipsec_lab.bench_process import Usage, usage
+from ipsec_lab.esp_packets import make_spec
 from ipsec_lab.netns import LabError, Namespace, enter_namespace
 from ipsec_lab.topology import Topology
 
@@ -56,6 +57,12 @@ class Suite:
     #: IP version of the outer packets.
     outer: int = 4
     replay_window: int = 1024
+
+    @classmethod
+    def named(cls, name: str, **changes: Any) -> Self:
+        """One of ``esp_packets.SUITES``."""
+        spec = make_spec(name)
+        return cls(encryption=spec.encryption, integrity=spec.integrity, **changes)
 
 
 class EspGateway:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -36,23 +36,9 @@ from ipsec_lab.xfrm_rig import (
     inside,
     next_event,
     pair,
-    player,
     policies,
     wire,
-    wired,
 )
-
-
-@pytest.fixture(scope="module")
-def namespaces() -> Iterator[tuple[Namespace, Namespace]]:
-    with wired() as both:
-        yield both
-
-
-@pytest.fixture
-def play(namespaces: tuple[Namespace, Namespace]) -> Callable[..., None]:
-    return player(namespaces)
-
 
 CIPHERS = [
     (Encr.AES_GCM_16, 128, None),

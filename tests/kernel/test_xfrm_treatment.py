@@ -14,7 +14,6 @@ import pytest
 from ipsec_gateway.ipsec.base import DataplaneError, PolicySpec
 from ipsec_gateway.ipsec.xfrm_offload import capable
 from ipsec_ike.config import Handling, Offload
-from ipsec_lab.netns import Namespace
 from ipsec_lab.xfrm_rig import (
     OUTER4,
     V4,
@@ -22,25 +21,12 @@ from ipsec_lab.xfrm_rig import (
     connect,
     inside,
     pair,
-    player,
     policies,
     wire,
-    wired,
 )
 
 NUMBER = 0x20000017
 ALL4, ALL6 = ("0.0.0.0/0", "0.0.0.0/0"), ("::/0", "::/0")
-
-
-@pytest.fixture(scope="module")
-def namespaces() -> Iterator[tuple[Namespace, Namespace]]:
-    with wired() as both:
-        yield both
-
-
-@pytest.fixture
-def play(namespaces: tuple[Namespace, Namespace]) -> Callable[..., None]:
-    return player(namespaces)
 
 
 def on_interface(specs: list[PolicySpec], number: int = NUMBER) -> list[PolicySpec]:

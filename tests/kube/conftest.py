@@ -18,6 +18,7 @@ import yaml
 from kubernetes import client, config
 
 from ipsec_lab.cluster import Cluster
+from ipsec_lab.operator_process import OperatorProcess
 from ipsec_lab.release import Release, installed, occupied
 
 CRDS = sorted((Path(__file__).parents[2] / "crds").glob("*.yaml"))
@@ -79,3 +80,18 @@ def install(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
                 yield release
 
     return install
+
+
+@pytest.fixture(scope="module")
+def release(install: Callable[..., Any]) -> Iterator[Release]:
+    """The chart installed, for a module."""
+    with install() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def operator(release: Release) -> Iterator[OperatorProcess]:
+    """Its operator, which leads."""
+    with release.operator() as running:
+        running.wait_leading()
+        yield running

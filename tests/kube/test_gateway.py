@@ -42,19 +42,6 @@ THEN = "2026-01-01T00:00:00Z"
 
 
 @pytest.fixture(scope="module")
-def release(install):
-    with install() as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def operator(release):
-    with release.operator() as running:
-        running.wait_leading()
-        yield running
-
-
-@pytest.fixture(scope="module")
 def access(release, tmp_path_factory):
     return access_of(release, "kube-ipsec-gateway", tmp_path_factory.mktemp("account"))
 

@@ -28,19 +28,6 @@ PSK = "correct horse battery staple"
 QUIET = 3.0
 
 
-@pytest.fixture(scope="module")
-def release(install):
-    with install() as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def operator(release):
-    with release.operator() as running:
-        running.wait_leading()
-        yield running
-
-
 class User:
     """Somebody with peers in a namespace."""
 

@@ -1,5 +1,5 @@
-"""Two sites for whole gateways; and for the ESP tests one rig for a module, a tunnel with fixed
-keys behind the guard."""
+"""Two sites for whole gateways; for the ESP tests one rig for a module, a tunnel with fixed keys
+behind the guard; for what steers packets a gateway between a LAN and a WAN."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +10,7 @@ from ipsec_lab.esp_pair import EspPair
 from ipsec_lab.guard import Guard
 from ipsec_lab.sites import Sites
 from ipsec_lab.sniffer import Sniffer
+from ipsec_lab.steering_rig import Rig, steering_rig
 from ipsec_lab.topology import Topology
 
 
@@ -50,3 +51,10 @@ def sites(tmp_path: Path) -> Iterator[Sites]:
         finally:
             both.a.kill()
             both.b.kill()
+
+
+@pytest.fixture
+def rig() -> Iterator[Rig]:
+    """For a gateway's steering, without a gateway."""
+    with steering_rig() as it:
+        yield it

@@ -6,15 +6,9 @@ import pytest
 
 from ipsec_gateway.ipsec.mtu import inner_mtu
 from ipsec_ike.identifiers import Direction
-from ipsec_lab.esp_packets import make_spec
 from ipsec_lab.esp_pair import EspPair, Suite
 from ipsec_lab.topology import Topology
 from ipsec_lab.traffic import ping, ping_until, tcp_transfer
-
-
-def suite_of(name, **changes):
-    spec = make_spec(name)
-    return Suite(encryption=spec.encryption, integrity=spec.integrity, **changes)
 
 
 @pytest.fixture
@@ -26,7 +20,8 @@ def esp_rig():
 
 CASES = [
     pytest.param(
-        suite_of(name, encap=encap, outer=outer), id=f"{name}-{(encap and 'udp') or 'esp'}{outer}"
+        Suite.named(name, encap=encap, outer=outer),
+        id=f"{name}-{(encap and 'udp') or 'esp'}{outer}",
     )
     for name, encap, outer in (
         ("gcm16-128", True, 4),
@@ -100,7 +95,7 @@ def test_a_narrower_path_is_learned_and_nothing_is_lost(esp_pair, esp_guard):
 def test_below_the_least_mtu_of_ipv6_packets_are_fragmented_outside(esp_rig, esp_guard):
     esp_rig.gw_a.ip("link set dev wan0 mtu 1300")
     esp_rig.wan.ip("link set dev to-a mtu 1300")
-    with EspPair(esp_rig, suite_of("cbc-sha512")) as pair:
+    with EspPair(esp_rig, Suite.named("cbc-sha512")) as pair:
         assert device_mtu(pair.a) == 1280
         for address in (esp_rig.b.host(0), esp_rig.b.host(1)):
             ping_until(esp_rig.lan_a, address)

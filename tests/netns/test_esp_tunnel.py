@@ -16,7 +16,7 @@ from ipsec_ike.actions import UpdateSa
 from ipsec_ike.config import Lifetime, Mode
 from ipsec_ike.identifiers import Direction
 from ipsec_ike.inputs import Acquire, Endpoint, Expire, Mapping
-from ipsec_lab.esp_packets import SUITES, make_spec
+from ipsec_lab.esp_packets import SUITES
 from ipsec_lab.esp_pair import REQID, EspGateway, EspPair, Suite
 from ipsec_lab.netns import LabError
 from ipsec_lab.traffic import ConstantPing, ping, ping_until, tcp_transfer
@@ -26,11 +26,6 @@ WAYS = {
     for encap in (True, False)
     for outer in (4, 6)
 }
-
-
-def suite_of(name):
-    spec = make_spec(name)
-    return Suite(encryption=spec.encryption, integrity=spec.integrity)
 
 
 def hosts(pair):
@@ -99,7 +94,7 @@ def test_every_way_carries_both_ip_versions(esp_pair, esp_guard):
 
 @pytest.mark.parametrize(
     "esp_pair",
-    [pytest.param(suite_of(n), id=n) for n in SUITES if n != "null-sha256"],
+    [pytest.param(Suite.named(n), id=n) for n in SUITES if n != "null-sha256"],
     indirect=True,
 )
 def test_every_suite(esp_pair):

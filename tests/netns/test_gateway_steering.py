@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -29,14 +28,7 @@ from ipsec_lab.steering_rig import (
     received,
     spec,
     state,
-    steering_rig,
 )
-
-
-@pytest.fixture
-def rig() -> Iterator[Rig]:
-    with steering_rig() as it:
-        yield it
 
 
 def test_protected_traffic_goes_into_the_device_and_nothing_else_does(rig: Rig) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Iterator
 from ipaddress import ip_network
 
 import pytest
@@ -12,7 +11,7 @@ import pytest
 from ipsec_gateway.intent import Intent
 from ipsec_gateway.protected import ProtectedService
 from ipsec_lab.sites import SECRET, Sites
-from ipsec_lab.steering_rig import PROTECT4, Rig, ipv4, steering_rig
+from ipsec_lab.steering_rig import PROTECT4, Rig, ipv4
 from ipsec_lab.traffic import ConstantPing, ping, ping_until
 
 #: A second link of gateway a to the router, as the first but 203.0.113.0/24.
@@ -225,12 +224,6 @@ def test_a_tunnel_moves_when_its_address_vanishes(sites: Sites) -> None:
     sites.a.wait_condition("b", timeout=20)
     ping_until(top.lan_a, top.b.host())
     assert ping(top.lan_b, top.a.host(), count=3).received == 3
-
-
-@pytest.fixture
-def rig() -> Iterator[Rig]:
-    with steering_rig() as it:
-        yield it
 
 
 def test_services_for_tunnels_only(rig: Rig) -> None:

@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
 from ipaddress import ip_network
-
-import pytest
 
 from ipsec_gateway import conntrack
 from ipsec_gateway.classify import Network
-from ipsec_lab.steering_rig import PROTECT4, PROTECT6, Rig, addresses, steering_rig
+from ipsec_lab.steering_rig import PROTECT4, PROTECT6, Rig, addresses
 
 PAIR = (ip_network("10.1.0.0/16"), ip_network("10.2.0.0/16"))
 PAIR6 = (ip_network("fd00:1::/64"), ip_network("fd00:2::/64"))
-
-
-@pytest.fixture
-def rig() -> Iterator[Rig]:
-    with steering_rig() as it:
-        yield it
 
 
 def flush(rig: Rig, *pairs: tuple[Network, Network]) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
 from ipaddress import ip_network
 
 import pytest
@@ -24,7 +23,6 @@ from ipsec_lab.steering_rig import (
     received,
     spec,
     state,
-    steering_rig,
 )
 
 #: Both sides use 10.1.0.0/24. We are 10.101.0.0/24 to them, they are 10.102.0.0/24 to us.
@@ -35,12 +33,6 @@ BOTH = Translation(
     wire_local=ip_network("10.101.0.0/24"),
     wire_remote=ip_network("10.1.0.0/24"),
 )
-
-
-@pytest.fixture
-def rig() -> Iterator[Rig]:
-    with steering_rig() as it:
-        yield it
 
 
 def translated(*translations: Translation, others: tuple[PolicySpec, ...] = ()) -> Intent:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import socket
 import sys
-from collections.abc import Iterator
 
 import pytest
 
@@ -21,14 +20,7 @@ from ipsec_lab.steering_rig import (
     addresses,
     ipv4,
     reaches,
-    steering_rig,
 )
-
-
-@pytest.fixture
-def rig() -> Iterator[Rig]:
-    with steering_rig() as it:
-        yield it
 
 
 def set_up(rig: Rig, actor: Actor, tool: str) -> None:

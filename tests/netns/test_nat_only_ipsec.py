@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
 
 import pytest
 
 from ipsec_gateway.intent import Intent
 from ipsec_gateway.ipsec.base import PolicyAction, PolicyDirection, PolicyId, PolicySpec
 from ipsec_ike.selectors import TrafficSelector
-from ipsec_lab.steering_rig import PROTECT4, Rig, ipv4, steering_rig
+from ipsec_lab.steering_rig import PROTECT4, Rig, ipv4
 
 #: L2TP to one of the gateway's own addresses, from anywhere.
 ONLY = PolicySpec(
@@ -22,12 +21,6 @@ ONLY = PolicySpec(
     action=PolicyAction.DISCARD,
     priority=2,
 )
-
-
-@pytest.fixture
-def rig() -> Iterator[Rig]:
-    with steering_rig() as it:
-        yield it
 
 
 def test_a_port_is_open_to_tunnels_only(rig: Rig) -> None:

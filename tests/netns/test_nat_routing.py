@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import ip_network
 
@@ -16,7 +15,7 @@ from ipsec_gateway.resolve import source_address
 from ipsec_gateway.routing import Rule
 from ipsec_gateway.steering import local_interfaces
 from ipsec_gateway.udp import bypass
-from ipsec_lab.steering_rig import PROTECT4, Rig, steering_rig
+from ipsec_lab.steering_rig import PROTECT4, Rig
 
 PEER, TABLE = "203.0.113.9", 77
 INTENT = Intent(
@@ -27,20 +26,19 @@ INTENT = Intent(
 
 
 @pytest.fixture
-def rig() -> Iterator[Rig]:
-    with steering_rig() as it:
-        # A second uplink, with the table of whoever manages the node.
-        it.gw.ip(
-            f"link add wan1 type veth peer name eth1 netns {it.wan.name}",
-            "link set wan1 up",
-            "addr add 198.51.100.1/24 dev wan1",
-        )
-        it.wan.ip(
-            "link set eth1 up", "addr add 198.51.100.2/24 dev eth1", f"addr add {PEER}/32 dev lo"
-        )
-        it.wan.sysctl({"ipv4.conf.all.rp_filter": 0})
-        it.gw.ip(f"route add default via 198.51.100.2 dev wan1 table {TABLE}")
-        yield it
+def rig(rig: Rig) -> Rig:
+    """With a second uplink, which has the table of whoever manages the node."""
+    rig.gw.ip(
+        f"link add wan1 type veth peer name eth1 netns {rig.wan.name}",
+        "link set wan1 up",
+        "addr add 198.51.100.1/24 dev wan1",
+    )
+    rig.wan.ip(
+        "link set eth1 up", "addr add 198.51.100.2/24 dev eth1", f"addr add {PEER}/32 dev lo"
+    )
+    rig.wan.sysctl({"ipv4.conf.all.rp_filter": 0})
+    rig.gw.ip(f"route add default via 198.51.100.2 dev wan1 table {TABLE}")
+    return rig
 
 
 def own_source(rig: Rig) -> str | None:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
@@ -37,22 +37,9 @@ from ipsec_lab.xfrm_rig import (
     inside,
     next_event,
     pair,
-    player,
     policies,
     wire,
-    wired,
 )
-
-
-@pytest.fixture(scope="module")
-def namespaces() -> Iterator[tuple[Namespace, Namespace]]:
-    with wired() as both:
-        yield both
-
-
-@pytest.fixture
-def play(namespaces: tuple[Namespace, Namespace]) -> Callable[..., None]:
-    return player(namespaces)
 
 
 def test_nothing_leaves_in_clear_without_an_sa(play: Callable[..., None]) -> None:
