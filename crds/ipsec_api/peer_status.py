@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -29,6 +29,22 @@ class ChildSaCount(SpecModel):
 
     expected: Annotated[int, Field(ge=0)] = 0
     """According to the policies."""
+
+
+class ChildOffload(SpecModel):
+    """What computes the SAs of one child."""
+
+    child: Text
+    """Which child."""
+
+    mode: Literal["None", "Crypto"] = "None"
+    """None: the processor; Crypto: a network card, in one direction at least."""
+
+    inbound: Text | None = None
+    """The network device that decrypts, absent for the processor."""
+
+    outbound: Text | None = None
+    """The network device that encrypts, absent for the processor."""
 
 
 class LastProbe(SpecModel):
@@ -88,6 +104,11 @@ class IPsecPeerStatus(SpecModel):
 
     child_sas: ChildSaCount | None = Field(default=None, alias="childSAs")
     """How many child SAs there are."""
+
+    hw_offload: (
+        Annotated[tuple[ChildOffload, ...], Field(max_length=64), ListOf("atomic")] | None
+    ) = None
+    """What came of spec.hwOffload, by child (the first 64); absent in the userspace data plane."""
 
     discovered_subnets: Annotated[tuple[Cidr, ...], Field(max_length=64), ListOf("atomic")] = ()
     """Local subnets found in the cluster."""

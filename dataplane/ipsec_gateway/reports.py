@@ -84,6 +84,9 @@ class Reports:
 
     async def write(self) -> None:
         """Write the statuses that changed; a disk that is full changes nothing else."""
+        # The kernel's back end has it.
+        offloaded = getattr(self._pump.backend, "offloaded", None)
+        self._board.offloaded(offloaded() if callable(offloaded) else None)
         changes = self._board.changes()
         if self._companion is not None and self.in_force is not None:
             self._companion.publish(changes, self.in_force)

@@ -9,11 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from ipsec_api.conditions import Condition, set_condition
 from ipsec_api.modeconfig import ModeConfigStatus
-from ipsec_api.peer_status import ChildSaCount, IPsecPeerStatus, LastProbe, NatDetected
+from ipsec_api.peer_status import (
+    ChildOffload,
+    ChildSaCount,
+    IPsecPeerStatus,
+    LastProbe,
+    NatDetected,
+)
 from ipsec_api.policy import GeneratedPolicy, IPsecPolicyStatus
 from ipsec_api.rejection import Finding
 from ipsec_api.rules import SpecModel
@@ -27,10 +34,11 @@ from ipsec_gateway.intent import ChildOwner, Intent, Problem
 from ipsec_gateway.lastgood import InForce, Key
 from ipsec_gateway.pathprobe.schedule import Health
 from ipsec_ike.events import Event
+from ipsec_ike.identifiers import Direction
 
 #: Longest message of a condition that we write; the schema allows more.
 _LONGEST = 4096
-#: Entries of ``generated`` in a status, and selectors in each of them.
+#: Entries of ``generated`` and ``hwOffload`` in a status, and selectors in each of them.
 _MOST, _SHOWN = 64, 16
 
 
@@ -54,6 +62,7 @@ class _View:
     #: (peer, child, owner) of an object.
     children: dict[Key, list[tuple[str, str, ChildOwner]]] = field(default_factory=dict)
     expected: dict[str, list[str]] = field(default_factory=dict)
+    reqids: dict[tuple[str, str], int] = field(default_factory=dict)
     #: IPsecPolicies whose children belong to a peer.
     policies: dict[str, set[Key]] = field(default_factory=dict)
     #: Objects that are the source of a policy in force.
@@ -81,6 +90,7 @@ class StatusBoard:
         self._mtus: Mapping[str, int] = {}
         self._translators = ""
         self._blocked: Mapping[str, Blocked] = {}
+        self._offloads: Mapping[tuple[int, Direction], str] | None = None
         self._health: Mapping[str, Health] = {}
         #: What was told last, and of what.
         self._probes: dict[str, tuple[Health, LastProbe]] = {}
@@ -117,6 +127,12 @@ class StatusBoard:
                 namespace, _, name = peer.partition("/")
                 self._dirty.add(Key("IPsecPeer", namespace, name))
         self._blocked = blocked
+
+    def offloaded(self, devices: Mapping[tuple[int, Direction], str] | None) -> None:
+        """Network devices that compute SAs, by reqid; None where nobody asks for any."""
+        if devices != self._offloads:
+            self._offloads = devices
+            self._dirty |= {key for key in self._view.keys if key.kind == "IPsecPeer"}
 
     def sized(self, mtus: Mapping[str, int]) -> None:
         """Octets of the largest inner packet by peer, for those with a CHILD_SA."""
@@ -234,10 +250,27 @@ class StatusBoard:
             last_probe=self._probes[name][1] if up and name in self._probes else None,
             effectiveMTU=self._mtu(name, tunnel) if up else None,
             nat_backend=self._translators or None if tunnel else None,
+            hw_offload=self._offload(name, state),
             childSAs=ChildSaCount(
                 installed=state.installed, expected=len(expected) + state.generated
             ),
         )
+
+    def _offload(self, peer: str, state: PeerState) -> tuple[ChildOffload, ...] | None:
+        if self._offloads is None:
+            return None
+        live = (
+            c
+            for c in self._view.expected.get(peer, ())
+            if (there := state.children.get(c)) and there.spis
+        )
+        shown = []
+        for child in islice(live, _MOST):
+            reqid = self._view.reqids.get((peer, child), 0)
+            into, out = (self._offloads.get((reqid, d)) for d in (Direction.IN, Direction.OUT))
+            each = ChildOffload(child=child, inbound=into, outbound=out)
+            shown.append(each.model_copy(update={"mode": "Crypto"}) if into or out else each)
+        return tuple(shown)
 
     def _mtu(self, name: str, tunnel: TunnelConfig | None) -> int | None:
         sizes = (self._mtus.get(name), tunnel.mtu if tunnel else None)
@@ -385,6 +418,9 @@ def _view(in_force: InForce, intent: Intent) -> _View:
         view.expected.setdefault(peer, []).append(child)
         if key.kind == "IPsecPolicy":
             view.policies.setdefault(peer, set()).add(key)
+    for peer_config in intent.peers:
+        for each in peer_config.children:
+            view.reqids[peer_config.name, each.name] = each.reqid
     rejections = (e.rejection for e in in_force.errors)
     for finding in (*in_force.rejections, *(r for r in rejections if r is not None)):
         view.findings.setdefault(Key.ref(finding.source), []).append(finding)

@@ -149,6 +149,7 @@ class XfrmBackend:
         for installed in self._dump_states():
             sa = self._id_of(installed.state)
             if sa is not None:
+                self._offloads.inherit(sa, installed.state.reqid, installed.raw)
                 state, encap = installed.state, installed.encapsulation
                 ports = (0, 0)
                 if encap is not None:
@@ -238,6 +239,10 @@ class XfrmBackend:
         except XfrmError as exc:
             if exc.number != errno.ESRCH:
                 raise DataplaneError(f"SA {spi:08x} cannot be deleted: {exc}") from exc
+
+    def offloaded(self) -> Mapping[tuple[int, Direction], str]:
+        """The network device that computes the SAs of a reqid in one direction."""
+        return self._offloads.taken()
 
     async def counters(self) -> Mapping[SaId, SaCounters]:
         """Totals of all SAs of ours, out of one dump."""
@@ -338,6 +343,7 @@ class XfrmBackend:
             self._out[sa] = reqid
 
     def _forget(self, sa: SaId) -> None:
+        self._offloads.forget(sa)
         self._ids.pop(raw_key(self._sas.pop(sa)), None)
         reqid = self._out.pop(sa, 0)
         if reqid and reqid not in self._out.values():

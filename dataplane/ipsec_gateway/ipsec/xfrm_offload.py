@@ -12,7 +12,7 @@ import logging
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from ipsec_gateway.ipsec import ethtool
@@ -23,6 +23,7 @@ from ipsec_gateway.ipsec.xfrm_numbers import Attr
 from ipsec_gateway.ipsec.xfrm_sa import Treatment, add_state
 from ipsec_ike.actions import SaSpec
 from ipsec_ike.config import Offload
+from ipsec_ike.identifiers import Direction, SaId
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +50,8 @@ class Offloads:
         self._known: tuple[str, ...] = ()
         self._due = float("-inf")
         self._told: Final[set[str]] = set()
+        #: The reqid and the device of each SA that one computes.
+        self._taken: Final[dict[SaId, tuple[int, str]]] = {}
 
     def install(self, kernel: XfrmSocket, spec: SaSpec, key: StateKey, how: Treatment) -> None:
         """Add the SA, to a card if that is wanted and can be. Raises XfrmError, DataplaneError."""
@@ -68,7 +71,9 @@ class Offloads:
             return
         index = offloaded_to(kernel, key)
         if index:
-            self._tell(spec, f"in hardware: {_name(index)}")
+            device = _name(index)
+            self._taken[spec.id] = spec.reqid, device
+            self._tell(spec, f"in hardware: {device}")
         elif wanted is not Offload.AUTO:
             protocol, spi, destination = key
             kernel.call(delete_state(spi, protocol, destination))
@@ -76,6 +81,19 @@ class Offloads:
                 f"hwOffload: the device on the way to {spec.destination.address} cannot compute ESP"
                 f" (`ethtool -k`: {ethtool.ESP}): {_REMEDY}"
             )
+
+    def inherit(self, sa: SaId, reqid: int, raw: Mapping[int, bytes]) -> None:
+        """An SA of an earlier life, with its attributes."""
+        if index := _index(raw):
+            self._taken[sa] = reqid, _name(index)
+
+    def forget(self, sa: SaId) -> None:
+        """An SA is gone."""
+        self._taken.pop(sa, None)
+
+    def taken(self) -> dict[tuple[int, Direction], str]:
+        """The device that computes the SAs of a reqid in one direction."""
+        return {(reqid, sa.direction): name for sa, (reqid, name) in self._taken.items()}
 
     def _any(self) -> bool:
         now = self._clock()
@@ -97,7 +115,10 @@ _REMEDY: Final = "set hwOffload: Auto, which takes software then"
 def offloaded_to(kernel: XfrmSocket, key: StateKey) -> int:
     """The index of the device that computes an SA, 0 if the kernel does. Raises XfrmError."""
     protocol, spi, destination = key
-    raw = Installed.decode(kernel.ask(get_state(spi, protocol, destination))).raw
+    return _index(Installed.decode(kernel.ask(get_state(spi, protocol, destination))).raw)
+
+
+def _index(raw: Mapping[int, bytes]) -> int:
     value = raw.get(Attr.OFFLOAD_DEV)
     return 0 if value is None else int(_INDEX.unpack_from(value)[0])
 

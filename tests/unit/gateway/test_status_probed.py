@@ -9,16 +9,22 @@ from ipsec_gateway.intent import Facts, intent
 from ipsec_gateway.lastgood import InForce, Key, LastGood
 from ipsec_gateway.pathprobe.schedule import Health
 from ipsec_gateway.status import StatusBoard
+from ipsec_ike.events import ChildSaUp
+from ipsec_ike.identifiers import Direction
 
 PEER = Key("IPsecPeer", "default", "hq")
 NAME = "default/hq"
 FACTS = Facts(resolved={"203.0.113.9": ("203.0.113.9",)}, sources={"203.0.113.9": "192.0.2.1"})
 
 
+def board_files(make: Any) -> InForce:
+    return LastGood().take(make.files(a=[make.secret(), make.peer()]))
+
+
 def board_of(make: Any, **change: Any) -> StatusBoard:
     seconds = iter(range(60))
     board = StatusBoard(lambda: f"2026-11-23T12:00:{next(seconds):02}Z")
-    found = LastGood().take(make.files(a=[make.secret(), make.peer()]))
+    found = board_files(make)
     if change:
         (tunnel,) = found.tunnels
         source = tunnel.source.model_copy(update=change)
@@ -92,3 +98,37 @@ def test_what_may_be_dropped_on_the_way_is_told_and_is_no_fault_until_it_is_sure
     assert found["Ready"][0] == "False"
     board.forwarded({})
     assert "Forwarding" not in conditions(board)
+
+
+def test_what_came_of_hardware_offload_is_told_by_child(make: Any) -> None:
+    board = board_of(make)
+    (peer,) = intent(board_files(make).tunnels, FACTS).peers
+    (child,) = peer.children
+
+    def told() -> Any:
+        board.changes()
+        return board.all()[PEER].get("hwOffload")
+
+    assert told() is None, "the userspace data plane asks nobody"
+    board.offloaded({})
+    assert told() == [], "no SA yet"
+    board.event(
+        ChildSaUp(
+            peer=NAME,
+            child=child.name,
+            reqid=child.reqid,
+            spi_in=1,
+            spi_out=2,
+            suite="AES",
+            local_ts=(),
+            remote_ts=(),
+            encap=False,
+        )
+    )
+    assert told() == [{"child": child.name, "mode": "None"}]
+    board.offloaded({(child.reqid, Direction.OUT): "eth0", (7, Direction.IN): "eth0"})
+    assert told() == [{"child": child.name, "mode": "Crypto", "outbound": "eth0"}]
+    board.offloaded({(child.reqid, direction): "eth0" for direction in Direction})
+    assert told() == [
+        {"child": child.name, "mode": "Crypto", "inbound": "eth0", "outbound": "eth0"}
+    ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -81,10 +82,24 @@ def test_a_card_takes_it(wanted: Offload, caplog: pytest.LogCaptureFixture) -> N
     assert caplog.text.count("default/b/net (out): in hardware: lo") == 1, "a rekey is no news"
 
 
+def test_what_a_card_took_is_known_until_the_sa_is_gone() -> None:
+    spec = pair(0x1000, handling=Handling(offload=Offload.AUTO))[0]
+    taken = {(spec.reqid, spec.id.direction): "lo"}
+    offloads = install(Kernel(device=1), Offload.AUTO)
+    assert offloads.taken() == taken
+    offloads.forget(spec.id)
+    assert offloads.taken() == {}
+    offloads.inherit(spec.id, spec.reqid, {Attr.OFFLOAD_DEV: (1).to_bytes(4, "little") + bytes(4)})
+    assert offloads.taken() == taken
+    offloads.inherit(replace(spec.id, spi=2), 9, {})
+    assert offloads.taken() == taken
+
+
 def test_software_takes_what_a_card_refuses(caplog: pytest.LogCaptureFixture) -> None:
     kernel = Kernel(refuses=True)
     with caplog.at_level(logging.INFO):
-        install(kernel, Offload.AUTO, times=2)
+        offloads = install(kernel, Offload.AUTO, times=2)
+    assert offloads.taken() == {}
     assert kernel.said == [("NEWSA", True), ("NEWSA", False)] * 2
     assert caplog.text.count("in software, because eth9 refused it") == 1
 
