@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Final, Literal
 
 from ipsec_api.cluster import DIGEST_ANNOTATION, MANAGED_BY, MANAGED_BY_LABEL, OPERATOR_MANAGER
@@ -31,6 +32,7 @@ from ipsec_operator.api import (
     SECRETS,
     Api,
     ApiError,
+    Conflict,
     NotFound,
     Object,
     Resource,
@@ -122,10 +124,18 @@ class Controller:
             return
         if present is not None and present.digest == wanted.digest:
             return
-        body = tunnels.manifest(wanted, self.settings.namespace, self.settings.common_labels)
-        found = await self.api.apply(SECRETS, body, manager=OPERATOR_MANAGER)
+        found = await self._write(wanted, new=present is None)
         store.put_tunnel(tunnels.read(found))
         self._tell_change(unit, present, wanted)
+
+    async def _write(self, tunnel: tunnels.Tunnel, *, new: bool) -> Object:
+        namespace = self.settings.namespace
+        body = tunnels.manifest(tunnel, namespace, self.settings.common_labels)
+        if new:
+            # Cheaper for the API server than server-side apply, which compares and reads YAML.
+            with suppress(Conflict):
+                return await self.api.create(SECRETS, namespace, body, manager=OPERATOR_MANAGER)
+        return await self.api.apply(SECRETS, body, manager=OPERATOR_MANAGER)
 
     async def _remove(self, unit: Key, present: tunnels.Tunnel) -> None:
         await self.api.delete(SECRETS, self.settings.namespace, present.name)

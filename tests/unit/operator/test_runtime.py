@@ -14,6 +14,7 @@ import pytest
 from aiohttp import web
 from kubernetes.aio.client import Configuration
 
+from ipsec_api.cluster import TUNNEL_SECRET_TYPE, tunnel_secret_name
 from ipsec_api.tunnel import TunnelConfig
 from ipsec_lab.kubeapi import ApiServer, Call, serving
 from ipsec_operator import rbac
@@ -369,6 +370,27 @@ def test_a_tunnel_secret_that_somebody_changed_or_deleted_is_made_anew(
             await cluster.quiet(operator)
             assert cluster.server.one("secrets", OWN, "other")
             assert cluster.server.one("secrets", OWN, name)
+
+    in_cluster(body)
+
+
+def test_a_tunnel_secret_without_its_label_is_taken_back(in_cluster: Any, make: Make) -> None:
+    """No watch of ours shows it, so that it seems not to be there."""
+
+    async def body(cluster: Cluster) -> None:
+        name = tunnel_secret_name("default", "peer-1")
+        metadata = {"name": name, "namespace": OWN}
+        unlabelled = {"apiVersion": "v1", "kind": "Secret", "type": TUNNEL_SECRET_TYPE}
+        cluster.server.add(unlabelled | {"metadata": metadata, "data": {}})
+        async with cluster.running() as operator:
+            cluster.server.add(make("secret", 1))
+            cluster.server.add(make("peer", 1))
+            await cluster.until(lambda: cluster.server.one("secrets", OWN, name)["data"])
+            await cluster.quiet(operator)
+            held = cluster.server.one("secrets", OWN, name)
+            assert held["metadata"]["labels"]["kubeipsec.dev/tunnel"] == "true"
+            verbs = [c.verb for c in cluster.server.writes() if c.plural == "secrets"]
+            assert verbs[-2:] == ["create", "patch"]
 
     in_cluster(body)
 
