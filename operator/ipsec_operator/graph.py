@@ -16,9 +16,9 @@ units with those on the whole snapshot.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
@@ -39,6 +39,12 @@ class Key(NamedTuple):
     kind: str
     namespace: str
     name: str
+
+    @classmethod
+    def of(cls, kind: str, raw: Mapping[str, Any]) -> Key:
+        """The key of an object, whose kind it need not say."""
+        metadata = raw.get("metadata") or {}
+        return cls(kind, str(metadata.get("namespace", "")), str(metadata.get("name", "")))
 
     def __str__(self) -> str:
         return f"{self.kind} {self.namespace}/{self.name}"

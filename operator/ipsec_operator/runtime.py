@@ -11,7 +11,7 @@ import logging
 import random
 import secrets
 from base64 import b64encode
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final
@@ -29,26 +29,22 @@ from ipsec_api.cluster import (
     TUNNEL_SELECTOR,
 )
 from ipsec_api.kinds import API_VERSION
-from ipsec_operator import discovery, handlers, tunnels
+from ipsec_operator import handlers, sinks
 from ipsec_operator.api import (
     CONFIG_MAPS,
     DAEMON_SETS,
-    IP_POOLS,
     LEASES,
-    NODES,
     SECRETS,
-    SERVICE_CIDRS,
     Api,
     ApiError,
     Conflict,
     NotFound,
-    Object,
 )
-from ipsec_operator.api import Resource as ApiResource
 from ipsec_operator.controller import RESOURCES, Controller
 from ipsec_operator.events import Events
 from ipsec_operator.gateways import Gateways
 from ipsec_operator.graph import Key
+from ipsec_operator.networkwatch import NetworkWatch
 from ipsec_operator.settings import Settings
 from ipsec_operator.store import older
 from ipsec_operator.watch import Watch
@@ -77,7 +73,6 @@ _FOREIGN: Final = ",".join(
         "bootstrap.kubernetes.io/token",
     )
 )
-_FORBIDDEN: Final = 403
 
 
 def now() -> str:
@@ -88,85 +83,6 @@ def now() -> str:
 def precisely() -> str:
     """The time, RFC 3339, to the microsecond, as Leases have it."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-
-
-class _Data:
-    """A watch of Secrets or ConfigMaps, told to the store."""
-
-    def __init__(self, operator: Operator, kind: Any, namespace: str | None) -> None:
-        self._store = operator.controller.store
-        self._kind = kind
-        self._namespace = namespace
-        self._known: set[Key] = set()
-
-    def replace(self, items: Sequence[Object]) -> None:
-        gone = self._known - {self._key(item) for item in items}
-        for key in gone:
-            self._known.discard(key)
-            self._store.drop_data(key)
-        for item in items:
-            self.put(item)
-
-    def put(self, item: Object) -> None:
-        self._known.add(self._key(item))
-        # Items of a list do not say what they are.
-        self._store.put_data(self._kind, item | {"kind": self._kind})
-
-    def drop(self, item: Object) -> None:
-        key = self._key(item)
-        self._known.discard(key)
-        self._store.drop_data(key)
-
-    def _key(self, item: Object) -> Key:
-        metadata = item.get("metadata") or {}
-        return Key(self._kind, str(metadata.get("namespace")), str(metadata.get("name")))
-
-
-class _Tunnels:
-    """The watch of the tunnel Secrets."""
-
-    def __init__(self, operator: Operator) -> None:
-        self._store = operator.controller.store
-
-    def replace(self, items: Sequence[Object]) -> None:
-        names = {_name(item) for item in items}
-        for tunnel in list(self._store.present.values()):
-            if tunnel.name not in names:
-                self._store.drop_tunnel(tunnel.name)
-        for item in items:
-            self.put(item)
-
-    def put(self, item: Object) -> None:
-        # The type of a Secret cannot be changed; others may have our label and are not ours.
-        if item.get("type") == TUNNEL_SECRET_TYPE:
-            self._store.put_tunnel(tunnels.read(item))
-
-    def drop(self, item: Object) -> None:
-        self._store.drop_tunnel(_name(item))
-
-
-class _DaemonSets:
-    """The watch of the DaemonSets."""
-
-    def __init__(self, operator: Operator) -> None:
-        self._operator = operator
-        self._controller = operator.controller
-
-    def replace(self, items: Sequence[Object]) -> None:
-        self._controller.daemon_sets = {_name(item): item for item in items}
-        self._look()
-
-    def put(self, item: Object) -> None:
-        self._controller.daemon_sets[_name(item)] = item
-        self._look()
-
-    def drop(self, item: Object) -> None:
-        self._controller.daemon_sets.pop(_name(item), None)
-        self._look()
-
-    def _look(self) -> None:
-        if self._operator.complete.is_set():
-            self._controller.look_at_daemon_sets()
 
 
 class Operator:
@@ -190,8 +106,10 @@ class Operator:
         self.kopf_runs = asyncio.Event()
         #: Set if kopf's watches have been seen to be deaf.
         self.deaf = False
-        self.nodes: dict[str, discovery.Node] = {}
-        self._sources = discovery.Sources()
+        store = self.controller.store
+        self._networks = NetworkWatch(
+            api, settings.cluster_subnets, store, self._look_at_daemon_sets
+        )
         self._connect = connect
         self._clock = clock
         own, client = settings.namespace, self.api
@@ -201,13 +119,20 @@ class Operator:
         )
         self._watches = [
             self._leases,
-            Watch(client, SECRETS, own, _Tunnels(self), clock, labelSelector=TUNNEL_SELECTOR),
-            Watch(client, DAEMON_SETS, own, _DaemonSets(self), clock, **labels),
+            Watch(client, SECRETS, own, sinks.Tunnels(store), clock, labelSelector=TUNNEL_SELECTOR),
+            Watch(
+                client,
+                DAEMON_SETS,
+                own,
+                sinks.DaemonSets(self.controller, self._look_at_daemon_sets),
+                clock,
+                **labels,
+            ),
         ]
         for namespace in self.namespaces:
-            secrets_, maps = (_Data(self, k, namespace) for k in ("Secret", "ConfigMap"))
+            data, maps = sinks.Data(store, "Secret"), sinks.Data(store, "ConfigMap")
             self._watches += [
-                Watch(client, SECRETS, namespace, secrets_, clock, fieldSelector=_FOREIGN),
+                Watch(client, SECRETS, namespace, data, clock, fieldSelector=_FOREIGN),
                 Watch(client, CONFIG_MAPS, namespace, maps, clock),
             ]
 
@@ -225,6 +150,10 @@ class Operator:
             if silence > STALE:
                 return f"nothing heard of {watch} for {silence:.0f} s"
         return None
+
+    def _look_at_daemon_sets(self) -> None:
+        if self.complete.is_set():
+            self.controller.look_at_daemon_sets()
 
     async def run(self) -> None:
         """Until cancelled, or until something of it ends. Raises what ended it."""
@@ -247,7 +176,7 @@ class Operator:
         await self._persist(self._mesh_key)
         for watch in self._watches:
             await watch.synced.wait()
-        await self._persist(self._discover)
+        await self._persist(self._networks.discover)
         for kind in RESOURCES:
             await self._persist(partial(self._list, kind))
         self.gateways_counted()
@@ -311,78 +240,17 @@ class Operator:
 
     def _seen(self, kind: str, item: Mapping[str, Any]) -> None:
         if kind == "Node":
-            self._put_node(item)
+            self._networks.put_node(item)
         else:
             self.controller.store.put_resource({"kind": kind, **item})
 
     def _gone(self, kind: str, item: Mapping[str, Any]) -> None:
         if kind == "Node":
-            if self.nodes.pop(_name(item), None) is not None:
-                self._decide()
+            self._networks.drop_node(item)
             return
-        metadata = item.get("metadata") or {}
-        key = Key(kind, str(metadata.get("namespace")), str(metadata.get("name")))
+        key = Key.of(kind, item)
         self.controller.store.drop_resource(key)
         self.controller.events.forget(key)
-
-    def _put_node(self, item: Mapping[str, Any]) -> None:
-        name, found = _name(item), discovery.node(item)
-        if self.nodes.get(name) != found:
-            self.nodes[name] = found
-            self._decide()
-
-    # -- networks
-
-    async def _discover(self) -> None:
-        """Raises ApiError, and changes nothing, where the API server does not answer."""
-        kubeadm = await self._config_map("kubeadm-config")
-        cilium = await self._config_map("cilium-config")
-        pods, services = discovery.kubeadm(kubeadm)
-        sources = discovery.Sources(
-            service_cidrs=discovery.service_cidrs(await self._optional(SERVICE_CIDRS)),
-            kubeadm_pods=pods,
-            kubeadm_services=services,
-            calico=discovery.calico(await self._optional(IP_POOLS)),
-            cilium=discovery.cilium(cilium),
-        )
-        nodes, _ = await self.api.list(NODES)
-        self.nodes = {_name(item): discovery.node(item) for item in nodes}
-        self._sources = sources
-        self._decide()
-
-    def _decide(self) -> None:
-        store = self.controller.store
-        before = store.networks
-        values = self.settings.cluster_subnets
-        store.set_networks(discovery.decide(values, self._sources, self.nodes))
-        if store.networks == before:
-            return
-        log.info(
-            "networks of the cluster: pods %s, services %s (%s)",
-            ", ".join(store.networks.pods) or "unknown",
-            ", ".join(store.networks.services) or "unknown",
-            store.networks.origin,
-        )
-        if self.complete.is_set():
-            self.controller.look_at_daemon_sets()
-
-    async def _config_map(self, name: str) -> Object:
-        try:
-            return await self.api.get(CONFIG_MAPS, "kube-system", name)
-        except ApiError as exc:
-            if isinstance(exc, NotFound) or exc.status == _FORBIDDEN:
-                return {}
-            raise
-
-    async def _optional(self, resource: ApiResource) -> list[Object]:
-        """What a cluster may not have, or not let us read."""
-        try:
-            items, _ = await self.api.list(resource)
-        except ApiError as exc:
-            if isinstance(exc, NotFound) or exc.status == _FORBIDDEN:
-                return []
-            raise
-        return items
 
     # -- what a watch may have lost
 
@@ -394,7 +262,7 @@ class Operator:
             for item in items:
                 # Items of a list do not say what they are.
                 store.put_resource({**item, "kind": kind, "apiVersion": API_VERSION})
-            known = {_key(kind, item) for item in items}
+            known = {Key.of(kind, item) for item in items}
             for key, held in list(store.resources.items()):
                 here = key.kind == kind and namespace in (None, key.namespace)
                 # What is newer than the list was told by a watch meanwhile.
@@ -411,7 +279,7 @@ class Operator:
             await asyncio.sleep(RESYNC * (0.8 + 0.4 * jitter.random()))
             try:
                 await self._check()
-                await self._discover()
+                await self._networks.discover()
             except ApiError as exc:
                 log.warning("resync: %s", exc)
 
@@ -423,7 +291,7 @@ class Operator:
             for namespace in self.namespaces:
                 for item in (await self.api.list(resource, namespace))[0]:
                     version = (item.get("metadata") or {}).get("resourceVersion")
-                    listed[_key(kind, item)] = str(version or "")
+                    listed[Key.of(kind, item)] = str(version or "")
         await asyncio.sleep(LAG)
         for key, version in listed.items():
             held = store.resources.get(key)
@@ -461,12 +329,3 @@ class Operator:
             self.controller.gateways = some
             for key in self.controller.store.resources:
                 self.controller.queue.add(("status", key))
-
-
-def _name(item: Mapping[str, Any]) -> str:
-    return str((item.get("metadata") or {}).get("name", ""))
-
-
-def _key(kind: str, item: Mapping[str, Any]) -> Key:
-    metadata = item.get("metadata") or {}
-    return Key(kind, str(metadata.get("namespace")), str(metadata.get("name")))

@@ -139,7 +139,7 @@ class Store:
     def put_data(self, kind: Literal["Secret", "ConfigMap"], raw: Mapping[str, Any]) -> None:
         """A Secret or ConfigMap is new, or has changed, or was fetched."""
         metadata = raw.get("metadata") or {}
-        key = Key(kind, str(metadata.get("namespace", "")), str(metadata.get("name", "")))
+        key = Key.of(kind, raw)
         version = str(metadata.get("resourceVersion", ""))
         old = self._data.get(key)
         if old is not None and older(version, old.version):
@@ -349,16 +349,15 @@ class Store:
 
 def _resource(raw: Mapping[str, Any], known: Mapping[Key, Resource]) -> Resource | None:
     kind, metadata = str(raw.get("kind", "")), raw.get("metadata") or {}
-    namespace, name = str(metadata.get("namespace", "")), str(metadata.get("name", ""))
-    if kind not in _KINDS or not name:
+    key = Key.of(kind, raw)
+    if kind not in _KINDS or not key.name:
         return None
-    key = Key(kind, namespace, name)
     generation = metadata.get("generation")
     ref = ObjectRef.model_validate(
         {
             "kind": kind,
-            "namespace": namespace,
-            "name": name,
+            "namespace": key.namespace,
+            "name": key.name,
             "uid": str(metadata.get("uid", "")),
             "generation": generation if isinstance(generation, int) else 0,
         }

@@ -12,15 +12,15 @@ import logging
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, Final
 
 from ipsec_api.cluster import MESH_KEY_PATH, MESH_PORT
-from ipsec_api.ownership import DEFAULT_GROUP, Assignment, Wish
+from ipsec_api.ownership import DEFAULT_GROUP, Assignment
 from ipsec_api.tunnel import TunnelConfig
 from ipsec_gateway.cluster.api import Api
 from ipsec_gateway.cluster.apistatus import ApiStatusSink
+from ipsec_gateway.cluster.claims import claim_of, remote_subnets, tolerant
 from ipsec_gateway.cluster.giveup import GiveUp
 from ipsec_gateway.cluster.leases import Leases, Mine
 from ipsec_gateway.cluster.membership import Claim, Decision, LeaseFacts, Membership
@@ -313,7 +313,7 @@ class Cluster:
         """What we tell of what we hold."""
         held = {t.key: t for t in self.source.tunnels if t.key in self.held}
         self._owned = {key: remote_subnets(tunnel) for key, tunnel in held.items()}
-        self._use = frozenset(key for key, tunnel in held.items() if _tolerant(tunnel))
+        self._use = frozenset(key for key, tunnel in held.items() if tolerant(tunnel))
         self._digest = digest_of({**self._owned, "use": tuple(self._use)})
 
     def _line(self, told: str) -> Line:
@@ -370,7 +370,7 @@ class Cluster:
         self._tick.set()
 
     def _claim(self, tunnels: tuple[TunnelConfig, ...]) -> None:
-        self._claims = {tunnel.key: _claim_of(tunnel) for tunnel in tunnels}
+        self._claims = {tunnel.key: claim_of(tunnel) for tunnel in tunnels}
         refs = (r for t in tunnels for r in (t.source, *(p.source for p in t.policies)))
         before, self._uids = self._uids, {Key.ref(ref): ref.uid for ref in refs}
         for key in self._published:
@@ -388,31 +388,3 @@ class Cluster:
 
     def _uid(self, key: Key) -> str:
         return self._uids.get(key, "")
-
-
-def _claim_of(tunnel: TunnelConfig) -> Claim:
-    failover = tunnel.failover
-    return Claim(
-        wish=Wish(failover.group or DEFAULT_GROUP, failover.labels),
-        patience=float(failover.patience),
-        preempt=failover.preempt,
-        by_probe=failover.by_probe,
-    )
-
-
-def remote_subnets(tunnel: TunnelConfig) -> tuple[str, ...]:
-    """What other nodes send to the owner: of translated networks what our side sees."""
-    mapped = [(ip_network(m.original), m.mapped) for m in tunnel.mappings if m.side == "remote"]
-    subnets: set[str] = set()
-    for selector in (s for p in tunnel.policies if p.action == "encrypt" for s in p.selectors):
-        remote = ip_network(selector.dst)
-        seen = [
-            new for old, new in mapped if old.version == remote.version and old.overlaps(remote)
-        ]
-        subnets.update(seen or (selector.dst,))
-    return tuple(sorted(subnets))
-
-
-def _tolerant(tunnel: TunnelConfig) -> bool:
-    encrypted = [p for p in tunnel.policies if p.action == "encrypt"]
-    return bool(encrypted) and all(p.level == "use" for p in encrypted)

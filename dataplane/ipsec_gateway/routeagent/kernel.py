@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from ipsec_gateway.routeagent import packets
+from ipsec_gateway.routeagent.changes import changes
 from ipsec_gateway.routeagent.plan import (
     PROTOCOL,
     Forwarding,
@@ -16,7 +17,6 @@ from ipsec_gateway.routeagent.plan import (
     Settings,
     Vxlan,
     Wanted,
-    changes,
 )
 from ipsec_gateway.routing import DUMMY_ADDRESS
 from ipsec_gateway.tools import ToolError, run, run_json

@@ -17,7 +17,8 @@ from ipsec_api.ownership import ranking
 from ipsec_api.tunnel import TunnelConfig, TunnelMapping
 from ipsec_gateway.cluster import meshline
 from ipsec_gateway.cluster.api import Access, Api
-from ipsec_gateway.cluster.coordinator import Cluster, ClusterOptions, remote_subnets
+from ipsec_gateway.cluster.claims import remote_subnets
+from ipsec_gateway.cluster.coordinator import Cluster, ClusterOptions
 from ipsec_gateway.cluster.launch import cluster_options
 from ipsec_gateway.cluster.membership import LeaseFacts
 from ipsec_gateway.cluster.memory import Memory

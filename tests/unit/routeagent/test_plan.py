@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ipsec_gateway.routeagent import packets
+from ipsec_gateway.routeagent.changes import changes
 from ipsec_gateway.routeagent.picture import Carried, networks
 from ipsec_gateway.routeagent.plan import (
     Neighbour,
@@ -15,7 +16,6 @@ from ipsec_gateway.routeagent.plan import (
     Settings,
     Wanted,
     Way,
-    changes,
     link_local,
     mac_of,
     plan,
