@@ -31,22 +31,21 @@ from functools import partial
 from typing import Literal
 
 from ipsec_api import features, suites
-from ipsec_api.credentials import Fault, SecretIndex, entries, resolve
+from ipsec_api.acceptance import AcceptedPeer, accept, endpoint_of, unbuilt
+from ipsec_api.credentials import Fault, entries
 from ipsec_api.gateways import further_endpoints, gateway_fields
-from ipsec_api.marks import TakenMarks
 from ipsec_api.peer import Dpd, IPsecPeerSpec, Profile
 from ipsec_api.policy import IPsecPolicySpec, Proposal
 from ipsec_api.rejection import Advice, Rejection
 from ipsec_api.routed import InterfaceNames, interface_of
-from ipsec_api.scalars import is_cidr, is_ip, network, seconds
+from ipsec_api.scalars import is_cidr, is_ip, seconds
 from ipsec_api.services import required
-from ipsec_api.snapshot import IPsecPeer, IPsecPolicy, ObjectMeta, Snapshot
-from ipsec_api.templates import Templates, own_faults, peer_faults
+from ipsec_api.snapshot import IPsecPolicy, ObjectMeta, Snapshot
+from ipsec_api.templates import Templates, own_faults
 from ipsec_api.traffic import Claim, Claims, covers, policy_pairs, products, subnet_pairs
 from ipsec_api.tunnel import (
     ObjectRef,
     TunnelConfig,
-    TunnelIdentity,
     TunnelMapping,
     TunnelPolicy,
     TunnelSelector,
@@ -67,20 +66,12 @@ class CompileResult:
 
 
 @dataclass(frozen=True, slots=True)
-class _Peer:
-    """A peer without a fault of its own."""
-
-    peer: IPsecPeer
-    identities: tuple[TunnelIdentity, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class _Candidate:
     """A policy that wants its selectors. ``field`` is where they are written."""
 
     metadata: ObjectMeta
     source: ObjectRef
-    owner: _Peer
+    owner: AcceptedPeer
     spec: IPsecPolicySpec | None
     pairs: tuple[TunnelSelector, ...]
     field: str
@@ -105,12 +96,11 @@ def compile(  # noqa: A001  # the word of the design, always imported by name
     is no cluster to find them in. Never raises for what is in the snapshot.
     """
     result = CompileResult([], [], [])
-    secrets = SecretIndex.of(snapshot.secrets)
     for config in snapshot.mode_configs:
         if not features.MODE_CONFIG_BUILT:
             message = "ModeConfig is not built yet: delete the resource"
             result.rejections.append(Rejection(config.ref, "", "NotYetSupported", message))
-    peers = _peers(snapshot, secrets, result)
+    peers = accept(snapshot, result.rejections, result.advice)
     templates = Templates()
     candidates = [
         *_implicit(peers.values(), discovered_subnets, result),
@@ -120,8 +110,8 @@ def compile(  # noqa: A001  # the word of the design, always imported by name
     refused: set[tuple[str, str]] = set()
     rejected_peers = {(r.namespace, r.name) for r in result.rejections if r.kind == "IPsecPeer"}
     claims = Claims()
-    for candidate in sorted(candidates, key=lambda c: (_age(c.metadata), c.source.kind)):
-        key = _key(candidate.owner.peer.metadata)
+    for candidate in sorted(candidates, key=lambda c: (c.metadata.age, c.source.kind)):
+        key = candidate.owner.peer.metadata.key
         # What is routed takes nothing from anybody.
         routed = candidate.spec is not None and candidate.spec.mode == "routed"
         if _claim(candidate, Claims() if routed else claims, result):
@@ -136,99 +126,8 @@ def compile(  # noqa: A001  # the word of the design, always imported by name
     return result
 
 
-def _key(metadata: ObjectMeta) -> tuple[str, str]:
-    return metadata.namespace, metadata.name
-
-
-def _age(metadata: ObjectMeta) -> tuple[str, str, str]:
-    return metadata.creation_timestamp, metadata.namespace, metadata.name
-
-
-def _peers(
-    snapshot: Snapshot, secrets: SecretIndex, result: CompileResult
-) -> dict[tuple[str, str], _Peer]:
-    """The peers that have no fault of their own and are not disabled."""
-    accepted: dict[tuple[str, str], _Peer] = {}
-    endpoints: dict[tuple[str, str | None], ObjectRef] = {}
-    marks = TakenMarks()
-    for peer in sorted(snapshot.peers, key=lambda p: _age(p.metadata)):
-        spec = peer.spec
-        if spec.disabled:
-            continue
-        faults = _unbuilt_of_peer(spec)
-        profile = spec.profile or Profile()
-        algorithm_faults, warnings = suites.judge(
-            suites.profile_names(profile), allow_insecure=spec.allow_insecure, where="this peer"
-        )
-        faults += [(f"spec.profile.{f}", reason, text) for f, reason, text in algorithm_faults]
-        identities, credential_faults = resolve(peer.metadata.namespace, spec, secrets)
-        faults += credential_faults
-        faults += peer_faults(spec)
-        if not faults:
-            faults += marks.take(peer.ref, spec.routing)
-        endpoint = (_endpoint(spec), spec.local_address)
-        if not faults and endpoint in endpoints:
-            message = (
-                f"{endpoints[endpoint]} has the same address and localAddress: put the identities"
-                " of both into one peer, or set different addresses"
-            )
-            faults.append(("spec.address", "Overlap", message))
-        result.rejections.extend(Rejection(peer.ref, *fault) for fault in faults)
-        if faults:
-            continue
-        endpoints[endpoint] = peer.ref
-        accepted[_key(peer.metadata)] = _Peer(peer, tuple(identities))
-        warnings = [(f"spec.profile.{f}", reason, text) for f, reason, text in warnings]
-        warnings += _ignored_by_ikev2(profile)
-        result.advice.extend(Advice(peer.ref, *warning) for warning in warnings)
-    return accepted
-
-
-def _unbuilt_of_peer(spec: IPsecPeerSpec) -> list[Fault]:
-    faults = _unbuilt("spec", spec, features.PEER)
-    for _, where, entry in entries(spec):
-        faults += _unbuilt(where, entry, features.AUTHENTICATION)
-    return faults
-
-
-def _unbuilt(
-    where: str, part: features.T, table: Iterable[features.Unbuilt[features.T]]
-) -> list[Fault]:
-    return [
-        (f"{where}.{row.field}", "NotYetSupported", f"this is not built yet: {row.remedy}")
-        for row in table
-        if row.asked(part)
-    ]
-
-
-def _ignored_by_ikev2(profile: Profile) -> list[Fault]:
-    defaults = Profile()
-    dpd = profile.dpd or Dpd()
-    ignored = {
-        "lifebytes": profile.lifebytes != defaults.lifebytes,
-        "proposalCheck": profile.proposal_check != defaults.proposal_check,
-        "natTraversal": profile.nat_traversal != defaults.nat_traversal,
-        "dpd.maxFailures": dpd.max_failures != Dpd().max_failures,
-    }
-    return [
-        (f"spec.profile.{name}", "Ignored", "IKEv2 has no use for it: remove it")
-        for name, asked in ignored.items()
-        if asked
-    ]
-
-
-def _endpoint(spec: IPsecPeerSpec) -> str:
-    """Where the peer comes from, in one spelling."""
-    address = spec.address
-    if address is None:
-        return "anywhere"
-    if is_cidr(address) or is_ip(address):
-        return str(network(address))
-    return address.rstrip(".").lower()
-
-
 def _implicit(
-    peers: Iterable[_Peer], discovered: Sequence[str] | None, result: CompileResult
+    peers: Iterable[AcceptedPeer], discovered: Sequence[str] | None, result: CompileResult
 ) -> list[_Candidate]:
     """What ``remoteSubnets`` of each peer stands for."""
     candidates = []
@@ -259,19 +158,19 @@ def _implicit(
 
 def _explicit(
     snapshot: Snapshot,
-    peers: dict[tuple[str, str], _Peer],
+    peers: dict[tuple[str, str], AcceptedPeer],
     templates: Templates,
     result: CompileResult,
 ) -> list[_Candidate]:
     """The policies that have no fault of their own and whose peer is in force; templates go to
     ``templates``."""
-    known = {_key(p.metadata): p for p in snapshot.peers}
+    known = {p.metadata.key: p for p in snapshot.peers}
     names = InterfaceNames()
     candidates = []
-    for policy in sorted(snapshot.policies, key=lambda p: _age(p.metadata)):
+    for policy in sorted(snapshot.policies, key=lambda p: p.metadata.age):
         if policy.spec.disabled:
             continue
-        faults = _unbuilt("spec", policy.spec, features.POLICY)
+        faults = unbuilt("spec", policy.spec, features.POLICY)
         if policy.spec.template:
             faults += own_faults(policy)
             if not faults:
@@ -300,7 +199,7 @@ def _explicit(
     return candidates
 
 
-def _algorithms(policy: IPsecPolicy, owner: _Peer, result: CompileResult) -> list[Fault]:
+def _algorithms(policy: IPsecPolicy, owner: AcceptedPeer, result: CompileResult) -> list[Fault]:
     peer = owner.peer
     faults, warnings = suites.judge(
         suites.proposal_names(policy.spec.proposal or Proposal()),
@@ -388,7 +287,7 @@ def _policies(candidate: _Candidate) -> list[TunnelPolicy]:
     ]
 
 
-def _pattern(owner: _Peer, policy: IPsecPolicy) -> list[TunnelPolicy]:
+def _pattern(owner: AcceptedPeer, policy: IPsecPolicy) -> list[TunnelPolicy]:
     """A template as if it were a policy of ``owner``."""
     # Each that is made from it has an SA of its own anyway, and its peer says for which selectors.
     level = "require" if policy.spec.level == "unique" else policy.spec.level
@@ -404,7 +303,7 @@ def _notrack(spec: IPsecPeerSpec) -> Literal["None", "Pod", "All"]:
 
 
 def _tunnel(
-    accepted: _Peer, policies: Sequence[TunnelPolicy], templates: Sequence[TunnelTemplate]
+    accepted: AcceptedPeer, policies: Sequence[TunnelPolicy], templates: Sequence[TunnelTemplate]
 ) -> TunnelConfig:
     spec = accepted.peer.spec
     profile = spec.profile or Profile()
@@ -412,16 +311,16 @@ def _tunnel(
     if address is None:
         networks: tuple[str, ...] = ("0.0.0.0/0", "::/0")
     else:
-        networks = (_endpoint(spec),) if is_cidr(address) or is_ip(address) else ()
+        networks = (endpoint_of(spec),) if is_cidr(address) or is_ip(address) else ()
     further = further_endpoints(spec)
     if address is not None and further:
-        networks = (_endpoint(spec), *further)
+        networks = (endpoint_of(spec), *further)
     dpd = profile.dpd or Dpd()
     return TunnelConfig(
         source=accepted.peer.ref,
         addresses=()
         if spec.passive or address is None
-        else (_endpoint(spec).partition("/")[0], *further),
+        else (endpoint_of(spec).partition("/")[0], *further),
         remote_networks=networks,
         port=spec.port,
         local_address=spec.local_address,

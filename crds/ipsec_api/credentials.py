@@ -33,7 +33,7 @@ class SecretIndex:
 
     @classmethod
     def of(cls, secrets: Iterable[Secret]) -> SecretIndex:
-        return cls({(s.metadata.namespace, s.metadata.name): s.data for s in secrets})
+        return cls({s.metadata.key: s.data for s in secrets})
 
     def keys(self, namespace: str, ref: SecretRef) -> tuple[bytes, bytes | None]:
         """The pre-shared key and, during a rotation, the previous one.

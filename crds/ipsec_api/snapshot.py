@@ -23,6 +23,16 @@ class ObjectMeta:
     labels: Mapping[str, str] = field(default_factory=dict)
     annotations: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def key(self) -> tuple[str, str]:
+        """Namespace and name."""
+        return self.namespace, self.name
+
+    @property
+    def age(self) -> tuple[str, str, str]:
+        """The oldest is the least."""
+        return self.creation_timestamp, *self.key
+
 
 @dataclass(frozen=True, slots=True)
 class IPsecPeer:
