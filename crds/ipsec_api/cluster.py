@@ -65,6 +65,11 @@ MESH_KEY: Final = "key"
 MESH_KEY_LENGTH: Final = 32
 MESH_KEY_PATH: Final = "/etc/kube-ipsec/mesh/key"
 
+# -- probes
+
+#: UDP, on every address of a gateway's node: what its responder answers, out of SAs alone.
+PROBE_PORT: Final = 4499
+
 # -- the operator
 
 OPERATOR_LEASE: Final = "kube-ipsec-operator"

@@ -41,6 +41,8 @@ def _probe(spec: IPsecPeerSpec) -> TunnelProbe | None:
     return TunnelProbe(
         enabled=probe.enabled,
         targets=probe.targets,
+        protocol=probe.protocol,
+        port=probe.port,
         interval=seconds(probe.interval),
         failure_threshold=probe.failure_threshold,
         source_address=probe.source_address,

@@ -302,8 +302,16 @@ class Probe(SpecModel):
     """Whether to probe."""
 
     targets: Annotated[tuple[IpAddress, ...], Field(max_length=8), ListOf("set")] = ()
-    """Addresses behind the peer to ask, in order; the first one of each remote subnet where empty,
-    which counts once it has answered."""
+    """Addresses behind the peer to ask, in order. Where empty: those that the peer names if it is
+    a gateway of our kind, else the first one of each remote subnet, which counts once it has
+    answered."""
+
+    protocol: Literal["ICMP", "UDP"] = "ICMP"
+    """ICMP: a ping. UDP: a datagram to a port where an echo service answers (RFC 862), or another
+    gateway of our kind."""
+
+    port: Port | None = None
+    """UDP port to ask, 4499 where absent; goes with protocol UDP."""
 
     interval: Lifetime = "2s"
     """Time between probes."""
@@ -314,6 +322,16 @@ class Probe(SpecModel):
     source_address: IpAddress | None = None
     """Source address of the probes, one of the gateway's own in a local subnet; found by itself
     where absent."""
+
+    RULES: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            cel="!has(self.port) || self.protocol == 'UDP'",
+            message="port goes with UDP, ICMP has none: set protocol: UDP, or remove port",
+            check=lambda p: p.port is None or p.protocol == "UDP",
+            field="port",
+            reason="FieldValueForbidden",
+        ),
+    )
 
 
 class IPsecPeerSpec(SpecModel):

@@ -176,6 +176,9 @@ class TunnelProbe(ApiModel):
     enabled: bool = True
     #: Addresses to ask; none: addresses that the gateway tries by itself.
     targets: tuple[str, ...] = ()
+    protocol: Literal["ICMP", "UDP"] = "ICMP"
+    #: Of UDP; None: that of gateways of our kind.
+    port: int | None = None
     #: Seconds.
     interval: int = 2
     #: Lost probes in a row.

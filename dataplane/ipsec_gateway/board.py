@@ -6,13 +6,16 @@ failed, and not "connecting", until an attempt succeeds.
 
 from __future__ import annotations
 
+import ipaddress
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
 from ipsec_ike import events
-from ipsec_ike.config import GENERATED
+from ipsec_ike.config import GENERATED, Responder
 from ipsec_ike.events import Event, Reason
 from ipsec_ike.inputs import Endpoint
+from ipsec_ike.selectors import TrafficSelector
 
 #: The stage of what concerns no child.
 _IKE: Final = "IKE"
@@ -28,10 +31,13 @@ class Cause:
 
 @dataclass(slots=True)
 class ChildState:
-    """One configured child: the inbound SPIs of its live SAs, and why there is none."""
+    """One configured child: the inbound SPIs of its live SAs, and why there is none.
+
+    ``remote_ts`` is what was agreed on last."""
 
     spis: set[int] = field(default_factory=set)
     cause: Cause | None = None
+    remote_ts: tuple[TrafficSelector, ...] = ()
 
 
 @dataclass(slots=True)
@@ -51,6 +57,17 @@ class PeerState:
     children: dict[str, ChildState] = field(default_factory=dict)
     #: Why the peer did not get what it asked for last, if it has nothing from a template since.
     refused: Cause | None = None
+    #: What the peer has told of itself with its newest IKE SA, kept until the next one.
+    told: Responder | None = None
+
+    @property
+    def responder(self) -> Responder | None:
+        """Of what the peer has told, what lies within the selectors that were agreed on."""
+        if self.told is None:
+            return None
+        agreed = [ts for child in self.children.values() for ts in child.remote_ts]
+        inside = tuple(a for a in self.told.addresses if _within(a, agreed))
+        return Responder(self.told.port, inside) if inside else None
 
     def child(self, name: str) -> ChildState:
         """The state of a child, made where there is none yet."""
@@ -79,6 +96,7 @@ def fold(state: PeerState, event: Event, now: str) -> bool:
             state.count += 1
             state.up = event
             state.remote = event.remote
+            state.told = event.responder
             state.suite = event.suite
             state.since = state.since or now
             state.cause = None
@@ -91,6 +109,7 @@ def fold(state: PeerState, event: Event, now: str) -> bool:
             child = state.child(event.child)
             child.spis.add(event.spi_in)
             child.cause = None
+            child.remote_ts = event.remote_ts
             state.details.pop(event.child, None)
             if event.template:
                 state.refused = None
@@ -122,6 +141,11 @@ def fold(state: PeerState, event: Event, now: str) -> bool:
         case _:
             return False
     return True
+
+
+def _within(address: str, selectors: Iterable[TrafficSelector]) -> bool:
+    packed = ipaddress.ip_address(address).packed
+    return any(len(ts.start) == len(packed) and ts.start <= packed <= ts.end for ts in selectors)
 
 
 def _refused(state: PeerState, stage: str, cause: Cause) -> None:

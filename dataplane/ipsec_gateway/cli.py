@@ -142,6 +142,13 @@ _REJECTED: Final = 5
     "it, a rule that accepts it is put there, kept there, and taken away in the end.",
 )
 @click.option(
+    "--no-probe-responder",
+    "responder",
+    flag_value=False,
+    default=True,
+    help="Do not answer probes of other gateways by UDP (port 4499, out of SAs alone).",
+)
+@click.option(
     "--dry-run", is_flag=True, help="Read the folder once, say what would be done, and end."
 )
 def gateway(
@@ -161,6 +168,7 @@ def gateway(
     tables: int,
     allow_mark_conflict: bool,
     open_forward: bool,
+    responder: bool,
     dry_run: bool,
 ) -> None:
     """Run tunnels for the resources in a folder, or in a cluster.
@@ -207,6 +215,7 @@ def gateway(
         services=services,
         numbers=numbers,
         open_forward=open_forward,
+        probe_responder=responder,
     )
     make_backend: Callable[[IkeSockets], IpsecBackend] = _userspace
     if kernel is not None and in_kernel:

@@ -52,6 +52,7 @@ from ipsec_gateway.outermarks import (
     outer_marks,
     outer_word,
 )
+from ipsec_gateway.pathprobe.targets import own_responder
 from ipsec_gateway.patterns import (
     Pattern,
     Reserved,
@@ -110,6 +111,8 @@ class Facts:
     #: Where each peer is that has an SA, by its key.
     live: Mapping[str, str] = field(default_factory=dict)
     numbers: Numbers = DEFAULT
+    #: UDP port of our responder to probes, 0 if there is none.
+    responder: int = 0
     #: Names of network interfaces that are not ours; asked for only where it matters.
     foreign: frozenset[str] = frozenset()
     #: What could not be set up of the interface of a routed policy, by namespace/name.
@@ -259,7 +262,7 @@ def intent(tunnels: Iterable[TunnelConfig], facts: Facts) -> Intent:
         detours=detours(ordered, facts.resolved, facts.live, facts.numbers),
         outer=outer_marks(ordered, facts.resolved, facts.live, facts.numbers),
         metrics=metrics(owners),
-        services=protected_services(guarded),
+        services=protected_services(guarded, responder=facts.responder),
         interfaces=carriers.interfaces(
             (e.policy, reqids[e.key]) for e in entries if e.key in reqids
         ),
@@ -526,6 +529,7 @@ def _peer(
         fragmentation=tunnel.fragmentation,
         childless=Childless.PREFER if tunnel.childless else Childless.NEVER,
         send_initial_contact=tunnel.send_initial_contact,
+        responder=own_responder(tunnel, facts.addresses, facts.responder),
         retransmission=_IMPATIENT if len(tunnel.addresses) > 1 else Retransmission(),
     )
 

@@ -9,9 +9,12 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Final
 
 from ipsec_api.tunnel import TunnelConfig
 from ipsec_gateway.classify import Network
+
+_UDP: Final = 17
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +37,16 @@ class ProtectedService:
         return f"meta l4proto {self.protocol} th dport {span}"
 
 
-def protected_services(tunnels: Iterable[TunnelConfig]) -> tuple[ProtectedService, ...]:
-    """What these peers ask for: one entry for each service, whoever asks."""
+def protected_services(
+    tunnels: Iterable[TunnelConfig], *, responder: int = 0
+) -> tuple[ProtectedService, ...]:
+    """What these peers ask for: one entry for each service, whoever asks. ``responder``: also the
+    UDP port at which this node answers probes."""
     networks: dict[tuple[int, tuple[int, int] | None], set[Network]] = {}
     names: dict[tuple[int, tuple[int, int] | None], dict[str, None]] = {}
+    if responder:
+        key: tuple[int, tuple[int, int] | None] = (_UDP, (responder, responder))
+        names[key], networks[key] = {"probes": None}, set()
     for tunnel in tunnels:
         for service in tunnel.require_ipsec:
             key = service.protocol, service.ports

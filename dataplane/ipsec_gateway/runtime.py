@@ -41,6 +41,7 @@ from ipsec_gateway.logs import log_event
 from ipsec_gateway.metrics import Metrics
 from ipsec_gateway.monitor import Monitor
 from ipsec_gateway.options import Options
+from ipsec_gateway.pathprobe.answering import ProbeResponder
 from ipsec_gateway.pathprobe.prober import Prober, subjects
 from ipsec_gateway.pathprobe.schedule import Health, Subject
 from ipsec_gateway.ports import PortConflict
@@ -125,7 +126,16 @@ class Gateway:
             else None
         )
         self._links: Final = Links(options.numbers, used=options.kernel)
-        self._survey: Final = Survey(options, self._resolver, self._links, self.pump)
+        self._responder: Final = ProbeResponder(
+            options.name,
+            self._loop,
+            enabled=options.probe_responder and steered,
+            device=options.device,
+        )
+        self.metrics.registry.register(self._responder)
+        self._survey: Final = Survey(
+            options, self._resolver, self._links, self.pump, self._responder
+        )
         self._sizes: Final = Sizes()
         self._sized = Sized({}, {})
         self._sizes_due = 0.0
@@ -210,6 +220,7 @@ class Gateway:
                 if self.pump.backend is not None:
                     await self.pump.backend.close(remove=False)
             self._monitor.close()
+            self._responder.close()
             await self._resolver.close()
             self.pump.close()
             self._sockets.close(self._loop)
@@ -324,6 +335,7 @@ class Gateway:
                 self._done = None
                 await steering.verify_guard()
             await self._guard(mtu)
+            self._responder.serve()
             again = self._done is None
             await self._links.apply(wanted.interfaces, self._sized.reqids, again=again)
             if self._done == (wanted, addresses, mtu):
@@ -427,6 +439,7 @@ class Gateway:
         await self._dismantle()
 
     async def _dismantle(self) -> None:
+        self._responder.close()
         if self._forwarding is not None:
             await self._forwarding.close()
         if self._steering is not None:

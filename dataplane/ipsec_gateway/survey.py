@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 from ipsec_gateway.intent import Facts
 from ipsec_gateway.lastgood import InForce
 from ipsec_gateway.links import Links
+from ipsec_gateway.pathprobe.answering import ProbeResponder
 from ipsec_gateway.pump import Pump
 from ipsec_gateway.resolve import Resolver
 from ipsec_gateway.steering import local_addresses, local_interfaces
@@ -19,11 +20,19 @@ if TYPE_CHECKING:
 class Survey:
     """Asks everybody who knows something."""
 
-    def __init__(self, options: Options, resolver: Resolver, links: Links, pump: Pump) -> None:
+    def __init__(
+        self,
+        options: Options,
+        resolver: Resolver,
+        links: Links,
+        pump: Pump,
+        responder: ProbeResponder,
+    ) -> None:
         self._options: Final = options
         self._resolver: Final = resolver
         self._links: Final = links
         self._pump: Final = pump
+        self._responder: Final = responder
         #: Whether some peer comes to us, from an address that is known once it has.
         self.has_passive = False
 
@@ -40,6 +49,7 @@ class Survey:
             encapsulate=options.encapsulate,
             abilities=options.abilities,
             services=options.services,
+            responder=self._responder.bind(wanted=bool(tunnels)),
             foreign=await self._links.foreign(tunnels),
             broken=dict(self._links.broken),
         )

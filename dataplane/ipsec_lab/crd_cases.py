@@ -123,6 +123,7 @@ REFUSED = [
         "profile.dpd.interval", "not a duration from 0s to 5m", profile={"dpd": {"interval": "6m"}}
     ),
     peer("failover.leaseDuration", "not a duration from 3s", failover={"leaseDuration": "2s"}),
+    peer("probe.port", "set protocol: UDP, or remove port", probe={"port": 7}),
     peer(
         "profile.dpd.interval",
         "interval times maxFailures",
@@ -399,6 +400,8 @@ ACCEPTED: list[tuple[str, dict[str, Any]]] = [
     ("IPsecPeer", {"routing": {"routingMark": 0x4000, "allowMarkConflict": True}}),
     ("IPsecPeer", {"gatewaySelector": {"nodeSelector": {"a/b": "c"}, "group": "g"}}),
     ("IPsecPeer", {"probe": {"targets": ["10.20.0.1"], "sourceAddress": "10.1.0.1"}}),
+    ("IPsecPeer", {"probe": {"protocol": "UDP"}}),
+    ("IPsecPeer", {"probe": {"protocol": "UDP", "port": 7, "targets": ["10.20.0.1"]}}),
     ("IPsecPolicy", {}),
     ("IPsecPolicy", {"selectors": None, "srcAddress": V4, "dstAddress": "10.2.0.0/24"}),
     (

@@ -16,6 +16,7 @@ import struct
 from collections.abc import Callable
 from typing import Final
 
+from ipsec_gateway.pathprobe import pinned
 from ipsec_gateway.pathprobe.schedule import Shot
 
 log = logging.getLogger("ipsec_gateway")
@@ -28,10 +29,6 @@ _REQUEST: Final = {4: 8, 6: 128}
 _REPLY: Final = {4: 0, 6: 129}
 
 _SOL_RAW, _ICMP_FILTER, _ICMP6_FILTER = 255, 1, 1
-_IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER = 10, 23
-#: Set DF and send whatever the path MTU is thought to be; follow the path MTU.
-_PMTUDISC_PROBE, _PMTUDISC_WANT = 3, 1
-_IP_PKTINFO: Final = 8
 #: Datagrams taken in one go.
 _BURST: Final = 64
 
@@ -87,17 +84,9 @@ class EchoSockets:
         version = ipaddress.ip_address(shot.target).version
         try:
             sock = self._sockets.get(version) or self._open(version)
-            mode = _PMTUDISC_PROBE if shot.large else _PMTUDISC_WANT
-            source = ipaddress.ip_address(shot.source).packed
+            pinned.fragment(sock, never=shot.large)
             data = request(version, self._ident, shot.token, shot.size)
-            if version == 4:
-                sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, mode)
-                info = (socket.IPPROTO_IP, _IP_PKTINFO, struct.pack("=i4s4s", 0, source, bytes(4)))
-            else:
-                sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, mode)
-                pktinfo = struct.pack("=16si", source, 0)
-                info = (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, pktinfo)
-            sock.sendmsg([data], [info], 0, (shot.target, 0))
+            sock.sendmsg([data], [pinned.source(shot.source)], 0, (shot.target, 0))
         except OSError as exc:
             if exc.errno not in (errno.EMSGSIZE, errno.ENETUNREACH, errno.EHOSTUNREACH):
                 log.debug("probe of %s: %s", shot.target, exc)

@@ -16,6 +16,7 @@ from prometheus_client.registry import Collector
 
 from ipsec_api.tunnel import TunnelConfig
 from ipsec_gateway.board import PeerState
+from ipsec_gateway.pathprobe.datagrams import DatagramSockets
 from ipsec_gateway.pathprobe.icmp import EchoSockets
 from ipsec_gateway.pathprobe.schedule import Health, Scheduler, Subject
 from ipsec_gateway.pathprobe.targets import Address, targets
@@ -47,15 +48,15 @@ def subjects(
         probe = tunnel.probe
         if not (unasked if probe is None else probe.enabled):
             continue
-        pairs, why = targets(tunnel, own)
         state = states.get(tunnel.key, PeerState())
-        if not pairs and probe is not None:
+        ways, asked, why = targets(tunnel, own, state.responder)
+        if not ways and probe is not None:
             unable[tunnel.key] = why
         found.append(
             Subject(
                 peer=tunnel.key,
-                targets=pairs,
-                asked=probe is not None and bool(probe.targets),
+                targets=ways,
+                asked=asked,
                 interval=float(probe.interval if probe else 2),
                 threshold=probe.failure_threshold if probe else 5,
                 up=state.up is not None and state.installed > 0,
@@ -85,7 +86,8 @@ class Prober(Collector):
         self._on_health: Final = on_health
         self._loop: Final = loop
         self._scheduler: Final = Scheduler(rng)
-        self._sockets: Final = EchoSockets(int(rng() * 0xFFFF), self._answered, loop)
+        self._pings: Final = EchoSockets(int(rng() * 0xFFFF), self._answered, loop)
+        self._datagrams: Final = DatagramSockets(self._scheduler.pending, self._answered, loop)
         self._unable: dict[str, str] = {}
         self._told: dict[str, tuple[bool | None, str]] = {}
         self._told_at = float("-inf")
@@ -107,7 +109,8 @@ class Prober(Collector):
                     self._scheduler.configure(found, now)
                     look = now + LOOK
                 for shot in self._scheduler.shots(now):
-                    if not self._sockets.send(shot):
+                    sockets = self._datagrams if shot.port else self._pings
+                    if not sockets.send(shot):
                         self._scheduler.refused(shot.token)
                 self._tell(now)
                 timer = self._scheduler.timer()
@@ -117,7 +120,8 @@ class Prober(Collector):
                 except TimeoutError:
                     continue
         finally:
-            self._sockets.close()
+            self._pings.close()
+            self._datagrams.close()
 
     @property
     def health(self) -> dict[str, Health]:

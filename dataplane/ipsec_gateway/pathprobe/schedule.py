@@ -5,6 +5,8 @@ asked; after a loss the next round asks the next one. A round without an answer 
 so is one in which the peer has no SA because nobody answers IKE there. ``threshold`` lost rounds
 in a row are a failure; one answer ends it.
 
+What a probe is (a ping, a datagram to a UDP port) is no concern of this module.
+
 Targets that nobody named (``asked`` False) are guesses: until the first answer nothing counts, and
 rounds get rarer, down to one a minute. Once some have answered, only they are asked.
 
@@ -19,6 +21,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+from ipsec_gateway.pathprobe.targets import Way
+
 #: Octets of an ordinary probe, with its IP header.
 SMALL: Final = 84
 #: Seconds between large probes, and how many of them in a row make a black hole.
@@ -32,10 +36,10 @@ WINDOW: Final = 50
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """One peer to be probed. ``targets`` are (source, target)."""
+    """One peer to be probed."""
 
     peer: str
-    targets: tuple[tuple[str, str], ...]
+    targets: tuple[Way, ...]
     asked: bool = True
     interval: float = 2.0
     threshold: int = 5
@@ -48,11 +52,13 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class Shot:
-    """A probe to be sent: ``size`` octets with the IP header. Comes back by its ``token``."""
+    """A probe to be sent: ``size`` octets with the IP header; ``port`` 0 is a ping. Comes back by
+    its ``token``."""
 
     token: int
     source: str
     target: str
+    port: int = 0
     size: int = SMALL
     large: bool = False
 
@@ -118,7 +124,7 @@ class Scheduler:
                 peer.subject = subject
             else:
                 peer.subject, peer.pause, peer.turn = subject, subject.interval, 0
-                peer.answered &= {target for _, target in subject.targets}
+                peer.answered &= {way.target for way in subject.targets}
                 peer.lost_in_row = peer.large_lost = 0
 
     def shots(self, now: float) -> list[Shot]:
@@ -141,6 +147,14 @@ class Scheduler:
             pause = peer.pause if self._guessing(peer) else peer.subject.interval
             peer.due = now + pause * (0.95 + 0.1 * self._rng())
         return found
+
+    def pending(self, token: int) -> Shot | None:
+        """The probe with this token, if its answer is still waited for."""
+        name = self._tokens.get(token)
+        peer = self._peers.get(name) if name is not None else None
+        if peer is None or peer.pending is None or peer.pending.token != token:
+            return None
+        return peer.pending
 
     def answer(self, token: int, now: float) -> bool:
         """A probe came back. False for one that nobody waits for."""
@@ -190,8 +204,9 @@ class Scheduler:
         subject = peer.subject
         if not subject.up or not subject.targets:
             return None
-        targets = [t for t in subject.targets if subject.asked or t[1] in peer.answered]
-        source, target = (targets or subject.targets)[peer.turn % len(targets or subject.targets)]
+        ways = [w for w in subject.targets if subject.asked or w.target in peer.answered]
+        ways = ways or list(subject.targets)
+        source, target, port = ways[peer.turn % len(ways)]
         self._token = (self._token + 1) % 2**32
         mtu = subject.mtu
         if (
@@ -203,8 +218,8 @@ class Scheduler:
         ):
             # After a loss the next rounds but one try again.
             peer.large_due = now + 1.5 * subject.interval
-            return Shot(self._token, source, target, mtu, large=True)
-        return Shot(self._token, source, target)
+            return Shot(self._token, source, target, port, mtu, large=True)
+        return Shot(self._token, source, target, port)
 
     def _lost(self, peer: _Peer) -> None:
         shot = peer.pending
@@ -256,10 +271,12 @@ def _health(peer: _Peer) -> Health:
     )
     subject = peer.subject
     if peer.lost_in_row >= subject.threshold:
-        asked = ", ".join(dict.fromkeys(target for _, target in subject.targets)) or "the peer"
+        asked = ", ".join(dict.fromkeys(way.target for way in subject.targets)) or "the peer"
+        ports = sorted({way.port for way in subject.targets if way.port})
+        what = f"echo UDP to port {', '.join(map(str, ports))}" if ports else "answer pings"
         why = (
             f"no answer from {asked} through the tunnel to {subject.threshold} probes in a row, or"
-            " more: check the way behind the peer, and that they answer pings"
+            f" more: check the way behind the peer, and that they {what}"
             if subject.up
             else "there is no SA, and the peer does not answer IKE"
         )

@@ -37,6 +37,8 @@ def test_probe(one: One) -> None:
             "interval": "5s",
             "failureThreshold": 3,
             "sourceAddress": "10.1.0.1",
+            "protocol": "UDP",
+            "port": 7,
         }
     )
     assert tunnel.probe == TunnelProbe(
@@ -44,6 +46,8 @@ def test_probe(one: One) -> None:
         interval=5,
         failure_threshold=3,
         source_address="10.1.0.1",
+        protocol="UDP",
+        port=7,
     )
     assert one(probe={"enabled": False}).probe == TunnelProbe(enabled=False)
 

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ipsec_gateway.pathprobe.schedule import LARGE_EVERY, RARE, Health, Scheduler, Shot, Subject
+from ipsec_gateway.pathprobe.targets import Way
 
-PEER = Subject("ns/hq", (("10.1.0.1", "10.2.0.1"), ("10.1.0.1", "10.2.0.2")), interval=2.0)
+PEER = Subject("ns/hq", (Way("10.1.0.1", "10.2.0.1"), Way("10.1.0.1", "10.2.0.2")), interval=2.0)
 
 
 class World:
@@ -135,12 +136,24 @@ def test_what_the_kernel_refuses() -> None:
     world.scheduler.refused(12345)
 
 
+def test_ports_are_told_in_shots_and_in_what_is_wrong() -> None:
+    ways = (Way("10.1.0.1", "10.2.0.1", 4499), Way("10.1.0.1", "10.2.0.2", 7))
+    world = World(replace(PEER, targets=ways))
+    world.dead = {"10.2.0.1", "10.2.0.2"}
+    world.run(20)
+    assert {(shot.target, shot.port) for _, shot in world.shots} == {way[1:] for way in ways}
+    assert "echo UDP to port 7, 4499" in world.health().message
+
+
 def test_answers_that_nobody_waits_for_do_not_count() -> None:
     world = World(PEER)
     (shot,) = world.scheduler.shots(world.now + 2)
+    assert world.scheduler.pending(shot.token) == shot
+    assert world.scheduler.pending(shot.token + 1) is None
     assert not world.scheduler.answer(shot.token + 1, world.now)
     assert world.scheduler.answer(shot.token, world.now + 2)
     assert not world.scheduler.answer(shot.token, world.now + 2)
+    assert world.scheduler.pending(shot.token) is None
     late = world.scheduler.shots(world.now + 4)[0]
     world.scheduler.shots(world.now + 8)
     assert not world.scheduler.answer(late.token, world.now + 8)

@@ -23,7 +23,7 @@ from ipsec_api.tunnel import (
 from ipsec_gateway.board import Cause, PeerState
 from ipsec_gateway.pathprobe.icmp import checksum, reply, request
 from ipsec_gateway.pathprobe.prober import subjects
-from ipsec_gateway.pathprobe.targets import targets
+from ipsec_gateway.pathprobe.targets import Way, targets
 
 OWN = [ipaddress.ip_address(a) for a in ("192.0.2.1", "10.1.3.1", "fd01::1")]
 
@@ -46,17 +46,20 @@ V4, V6 = ("10.1.0.0/16", "10.2.0.0/16"), ("fd01::/64", "fd02::/64")
 
 
 def test_guesses_are_the_first_address_of_each_remote_subnet() -> None:
-    found, why = targets(tunnel(V4, V6, ("10.1.0.0/16", "10.3.0.9/32")), OWN)
-    assert found == (("10.1.3.1", "10.2.0.1"), ("fd01::1", "fd02::1"), ("10.1.3.1", "10.3.0.9"))
+    found, asked, why = targets(tunnel(V4, V6, ("10.1.0.0/16", "10.3.0.9/32")), OWN)
+    assert found == (
+        Way("10.1.3.1", "10.2.0.1"),
+        Way("fd01::1", "fd02::1"),
+        Way("10.1.3.1", "10.3.0.9"),
+    )
+    assert not asked
     assert not why
 
 
 def test_named_targets_come_in_order() -> None:
     probe = TunnelProbe(targets=("10.2.9.9", "fd02::5"))
-    assert targets(tunnel(V4, V6, probe=probe), OWN)[0] == (
-        ("10.1.3.1", "10.2.9.9"),
-        ("fd01::1", "fd02::5"),
-    )
+    ways = (Way("10.1.3.1", "10.2.9.9"), Way("fd01::1", "fd02::5"))
+    assert targets(tunnel(V4, V6, probe=probe), OWN) == (ways, True, "")
 
 
 @pytest.mark.parametrize(
@@ -68,21 +71,21 @@ def test_named_targets_come_in_order() -> None:
     ],
 )
 def test_why_there_are_none(probe: TunnelProbe, own: Any, why: str) -> None:
-    found, told = targets(tunnel(V4, probe=probe), own)
-    assert not found
-    assert why in told
+    found = targets(tunnel(V4, probe=probe), own)
+    assert not found.ways
+    assert why in found.why
 
 
 def test_only_what_pings_can_pass() -> None:
     ref = ObjectRef(kind="IPsecPeer", namespace="ns", name="hq")
     tcp = TunnelSelector(src=V4[0], dst=V4[1], protocol=6)
     only_tcp = tunnel(policies=(TunnelPolicy(source=ref, priority=1, selectors=(tcp,)),))
-    assert "pings" in targets(only_tcp, OWN)[1]
+    assert "pings" in targets(only_tcp, OWN).why
 
 
 def test_translated_networks_are_asked_as_we_see_them() -> None:
     mapping = TunnelMapping(side="remote", original="10.2.0.0/16", mapped="10.9.0.0/16")
-    assert targets(tunnel(V4, mappings=(mapping,)), OWN)[0] == (("10.1.3.1", "10.9.0.1"),)
+    assert targets(tunnel(V4, mappings=(mapping,)), OWN).ways == (Way("10.1.3.1", "10.9.0.1"),)
 
 
 def test_who_is_probed() -> None:
