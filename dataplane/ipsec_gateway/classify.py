@@ -21,13 +21,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import lru_cache
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from ipsec_gateway.ipsec.base import Level, PolicyAction, PolicyDirection, PolicySpec
 from ipsec_gateway.marks import Numbers
 from ipsec_ike.selectors import TrafficSelector
 
 Network = IPv4Network | IPv6Network
+Address = IPv4Address | IPv6Address
 
 
 class Verdict(Enum):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ipsec_gateway.intent import Facts, Intent, intent
+from ipsec_gateway.facts import Facts
+from ipsec_gateway.intent import Intent, intent
 from ipsec_gateway.ipsec.base import PolicyDirection
 from ipsec_gateway.lastgood import InForce, LastGood
 from ipsec_gateway.sources.directory import DirectorySource

@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from typing import Final
 
 from ipsec_gateway import plan
-from ipsec_gateway.classify import Network
+from ipsec_gateway.classify import Address, Network
 from ipsec_gateway.dynamic import extended, generated, kept
 from ipsec_gateway.handover import Handover
-from ipsec_gateway.intent import Address, Intent
+from ipsec_gateway.intent import Intent
 from ipsec_gateway.ipsec.base import (
     DataplaneError,
     IpsecBackend,

@@ -11,39 +11,25 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from ipsec_api.tunnel import (
-    IdentityType,
-    ObjectRef,
-    TunnelConfig,
-    TunnelIdentity,
-    TunnelPolicy,
-    TunnelSelector,
-    TunnelTemplate,
-)
+from ipsec_api.tunnel import ObjectRef, TunnelConfig, TunnelTemplate
 from ipsec_gateway import interfaces
-from ipsec_gateway.algorithms import (
-    NothingLeft,
-    UnknownAlgorithm,
-    ah_proposals,
-    esp_proposals,
-    ike_proposals,
-    restricted,
-)
+from ipsec_gateway.algorithms import UnknownAlgorithm
 from ipsec_gateway.classify import Network
+from ipsec_gateway.engineconfig import (
+    Unable,
+    child_config,
+    local_selector,
+    peer_config,
+    remote_selector,
+)
 from ipsec_gateway.entries import Entry, Place, numbered, order
 from ipsec_gateway.entries import entries as entries_of
-from ipsec_gateway.identities import BadIdentity, identity
+from ipsec_gateway.facts import Facts, Problem
+from ipsec_gateway.identities import BadIdentity
 from ipsec_gateway.interfaces import Interface, Routed
-from ipsec_gateway.ipsec.abilities import Abilities
 from ipsec_gateway.ipsec.base import Level, PolicyAction, PolicyDirection, PolicyId, PolicySpec
-from ipsec_gateway.marks import DEFAULT, Numbers, allocate_reqids
-from ipsec_gateway.nat import (
-    Translation,
-    Untranslatable,
-    blocked,
-    on_the_wire,
-    wire_selectors,
-)
+from ipsec_gateway.marks import allocate_reqids
+from ipsec_gateway.nat import Translation, Untranslatable, blocked, on_the_wire, wire_selectors
 from ipsec_gateway.outermarks import (
     OuterMarks,
     clash,
@@ -52,80 +38,13 @@ from ipsec_gateway.outermarks import (
     outer_marks,
     outer_word,
 )
-from ipsec_gateway.pathprobe.targets import own_responder
-from ipsec_gateway.patterns import (
-    Pattern,
-    Reserved,
-    allowed_templates,
-    closed,
-    pattern,
-    template_config,
-)
+from ipsec_gateway.patterns import Pattern, Reserved, closed, pattern, template_config
 from ipsec_gateway.protected import ProtectedService, protected_services
 from ipsec_gateway.routing import Rule
 from ipsec_gateway.subnets import metrics, sizes
-from ipsec_ike.config import (
-    ChildConfig,
-    Childless,
-    IdentityConfig,
-    Lifetime,
-    Mode,
-    Path,
-    PeerConfig,
-    Retransmission,
-    Start,
-    TemplateConfig,
-)
+from ipsec_ike.config import ChildConfig, Mode, PeerConfig, TemplateConfig
 from ipsec_ike.numbers import Protocol
-from ipsec_ike.proposal import Proposal
-from ipsec_ike.secret import Secret
 from ipsec_ike.selectors import TrafficSelector
-
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-
-#: With other addresses to try, 6 s without an answer are enough (30 s otherwise).
-_IMPATIENT: Final = Retransmission(tries=3)
-
-_ANY: Final = (ipaddress.ip_network("0.0.0.0/0"), ipaddress.ip_network("::/0"))
-
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """What the shell found out about this node.
-
-    ``resolved`` has the addresses of each DNS name and of each address itself; ``sources`` the
-    address that the routing table would send from, by destination; ``encapsulate`` says that the
-    data plane carries ESP faster in UDP.
-    """
-
-    addresses: tuple[Address, ...] = ()
-    resolved: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    sources: Mapping[str, str] = field(default_factory=dict)
-    #: Our addresses of global scope by interface, in the kernel's order.
-    interfaces: Mapping[str, tuple[Address, ...]] = field(default_factory=dict)
-    #: Networks of Services, whose addresses exist only in connection tracking.
-    services: tuple[Network, ...] = ()
-    encapsulate: bool = False
-    #: What the data plane can do; None: everything.
-    abilities: Abilities | None = None
-    #: Where each peer is that has an SA, by its key.
-    live: Mapping[str, str] = field(default_factory=dict)
-    numbers: Numbers = DEFAULT
-    #: UDP port of our responder to probes, 0 if there is none.
-    responder: int = 0
-    #: Names of network interfaces that are not ours; asked for only where it matters.
-    foreign: frozenset[str] = frozenset()
-    #: What could not be set up of the interface of a routed policy, by namespace/name.
-    broken: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """Part of an object that cannot be honoured here and now. ``reason`` is CamelCase."""
-
-    ref: ObjectRef
-    reason: str
-    message: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,8 +142,8 @@ def intent(tunnels: Iterable[TunnelConfig], facts: Facts) -> Intent:
             try:
                 mark = outer_word(entry.tunnel, facts.numbers)
                 if_id = carriers.if_id(entry.policy)
-                child = _child(entry, reqids[entry.key], facts.abilities, mark, if_id)
-            except _Unable as exc:
+                child = child_config(entry, reqids[entry.key], facts.abilities, mark, if_id)
+            except Unable as exc:
                 problems.append(Problem(entry.policy.source, "UnsupportedByDataplane", str(exc)))
                 continue
             except UnknownAlgorithm as exc:
@@ -236,7 +155,7 @@ def intent(tunnels: Iterable[TunnelConfig], facts: Facts) -> Intent:
         try:
             own = tuple(t for (peer, _), t in templates.items() if peer == tunnel.key)
             child_configs = tuple(children.get(tunnel.key, ()))
-            peers.append(_peer(tunnel, child_configs, own, facts, problems))
+            peers.append(peer_config(tunnel, child_configs, own, facts, problems))
         except (UnknownAlgorithm, BadIdentity) as exc:
             problems.append(Problem(tunnel.source, "Invalid", str(exc)))
     mtus, clamps = sizes(owners)
@@ -364,9 +283,9 @@ def _patterns(
         tunnel, template, key = entry.tunnel, entry.policy, (entry.tunnel.key, entry.name)
         assert isinstance(template, TunnelTemplate)
         try:
-            child = _child(entry, 0, facts.abilities, outer_word(tunnel, facts.numbers))
-        except (_Unable, UnknownAlgorithm) as exc:
-            reason = "UnsupportedByDataplane" if isinstance(exc, _Unable) else "Invalid"
+            child = child_config(entry, 0, facts.abilities, outer_word(tunnel, facts.numbers))
+        except (Unable, UnknownAlgorithm) as exc:
+            reason = "UnsupportedByDataplane" if isinstance(exc, Unable) else "Invalid"
             problems.append(Problem(template.source, reason, str(exc)))
             continue
         patterns[key] = pattern(tunnel, template, places[entry.place], facts.services)
@@ -404,7 +323,7 @@ def _policies(
         if action is PolicyAction.ENCRYPT and policy.tunnel:
             ends = _first_ends(entry.tunnel, facts)
         for selector in entry.selectors:
-            local, remote = _local(selector), _remote(selector)
+            local, remote = local_selector(selector), remote_selector(selector)
             out = PolicyId(PolicyDirection.OUT, local, remote, if_id)
             if out in specs:
                 problems.append(
@@ -436,158 +355,6 @@ def _first_ends(tunnel: TunnelConfig, facts: Facts) -> tuple[str, str]:
             if local is not None and (":" in local) == (":" in remote):
                 return local, remote
     return "", ""
-
-
-def _local(selector: TunnelSelector) -> TrafficSelector:
-    return TrafficSelector.network(
-        selector.src,
-        protocol=selector.protocol,
-        start_port=selector.src_port[0],
-        end_port=selector.src_port[1],
-    )
-
-
-def _remote(selector: TunnelSelector) -> TrafficSelector:
-    return TrafficSelector.network(
-        selector.dst,
-        protocol=selector.protocol,
-        start_port=selector.dst_port[0],
-        end_port=selector.dst_port[1],
-    )
-
-
-class _Unable(Exception):
-    """The data plane of this gateway cannot do what a policy asks for."""
-
-
-def _child(
-    entry: Entry, reqid: int, abilities: Abilities | None, outer_mark: int, if_id: int = 0
-) -> ChildConfig:
-    """Raises UnknownAlgorithm, _Unable."""
-    policy = entry.policy
-    proposals = (ah_proposals if policy.protocol == "ah" else esp_proposals)(policy.proposals)
-    if abilities is not None:
-        if why := interfaces.lacking(entry.tunnel, policy, abilities):
-            raise _Unable(why)
-        proposals = _possible(policy, proposals, abilities)
-    return ChildConfig(
-        name=entry.name,
-        local_ts=tuple(dict.fromkeys(_local(s) for s in entry.selectors)),
-        remote_ts=tuple(dict.fromkeys(_remote(s) for s in entry.selectors)),
-        proposals=proposals,
-        reqid=reqid,
-        mode=Mode.TUNNEL if policy.tunnel else Mode.TRANSPORT,
-        lifetime=Lifetime(
-            seconds=policy.lifetime, bytes=policy.lifebytes, packets=policy.lifepackets
-        ),
-        start=Start.NEVER if entry.tunnel.passive else Start.NOW,
-        replay_window=policy.replay_window,
-        handling=interfaces.handling(entry.tunnel, policy, interface=if_id, mark=outer_mark),
-    )
-
-
-def _possible(
-    policy: TunnelPolicy, proposals: tuple[Proposal, ...], abilities: Abilities
-) -> tuple[Proposal, ...]:
-    plane = f"the {abilities.dataplane} data plane of this gateway"
-    kernel = "use a gateway whose kernel has it (its log says what there is)"
-    if policy.protocol == "ah" and not abilities.ah_integrity:
-        raise _Unable(f"spec.ipsecProtocols: {plane} has no AH: write [esp], or {kernel}")
-    if not policy.tunnel and not abilities.transport:
-        raise _Unable(f"spec.tunnel: {plane} has no transport mode: set tunnel: true, or {kernel}")
-    try:
-        return restricted(proposals, abilities)
-    except NothingLeft as exc:
-        raise _Unable(f"spec.proposal: {exc}") from exc
-
-
-def _peer(
-    tunnel: TunnelConfig,
-    children: tuple[ChildConfig, ...],
-    templates: tuple[TemplateConfig, ...],
-    facts: Facts,
-    problems: list[Problem],
-) -> PeerConfig:
-    return PeerConfig(
-        name=tunnel.key,
-        identities=tuple(
-            _credentials(each, allowed_templates(each, tunnel)) for each in tunnel.identities
-        ),
-        children=children,
-        templates=templates,
-        ike_proposals=ike_proposals(tunnel.ike_proposals),
-        paths=_paths(tunnel, facts, problems),
-        remote_networks=_remote_networks(tunnel, facts),
-        remote_port=tunnel.port,
-        local_address=tunnel.local_address,
-        initiate=not tunnel.passive,
-        ike_lifetime=Lifetime(seconds=tunnel.ike_lifetime),
-        dpd_interval=float(tunnel.dpd_interval),
-        force_encapsulation=facts.encapsulate
-        if tunnel.force_encapsulation is None
-        else tunnel.force_encapsulation,
-        fragmentation=tunnel.fragmentation,
-        childless=Childless.PREFER if tunnel.childless else Childless.NEVER,
-        send_initial_contact=tunnel.send_initial_contact,
-        responder=own_responder(tunnel, facts.addresses, facts.responder),
-        retransmission=_IMPATIENT if len(tunnel.addresses) > 1 else Retransmission(),
-    )
-
-
-def _credentials(each: TunnelIdentity, templates: tuple[str, ...]) -> IdentityConfig:
-    """``auto`` is our address on our side; of the peer, whoever proves the secret (PSK)."""
-    previous = each.psk_previous
-    return IdentityConfig(
-        name=each.name,
-        local_id=identity(IdentityType(each.local_type), each.local_value),
-        remote_id=identity(IdentityType(each.remote_type), each.remote_value),
-        psk=Secret(each.psk.get_secret_value()),
-        psk_previous=None if previous is None else Secret(previous.get_secret_value()),
-        templates=templates,
-        any_port=each.generate == "port-override",
-    )
-
-
-def _paths(tunnel: TunnelConfig, facts: Facts, problems: list[Problem]) -> tuple[Path, ...]:
-    paths: list[Path] = []
-    for name in tunnel.addresses:
-        remotes = facts.resolved.get(name, ())
-        if not remotes:
-            problems.append(
-                Problem(
-                    tunnel.source,
-                    "AddressUnresolved",
-                    f"address {name} cannot be resolved now; check the name and the DNS servers of "
-                    "this node. It is tried again",
-                )
-            )
-        for remote in remotes:
-            local = tunnel.local_address or facts.sources.get(remote)
-            if local is None:
-                problems.append(
-                    Problem(
-                        tunnel.source,
-                        "NoRoute",
-                        f"this node has no route to {remote}; check its routing table. "
-                        "It is tried again",
-                    )
-                )
-            elif ipaddress.ip_address(local).version == ipaddress.ip_address(remote).version:
-                paths.append(Path(local, remote))
-    return tuple(dict.fromkeys(paths))
-
-
-def _remote_networks(tunnel: TunnelConfig, facts: Facts) -> tuple[Network, ...]:
-    """Where the peer may come from: as configured, else its addresses, else anywhere."""
-    networks: dict[Network, None] = {}
-    for name in tunnel.remote_networks or tunnel.addresses:
-        try:
-            networks[ipaddress.ip_network(name)] = None
-        except ValueError:
-            networks.update((ipaddress.ip_network(a), None) for a in facts.resolved.get(name, ()))
-    if not networks and not tunnel.remote_networks and not tunnel.addresses:
-        return _ANY
-    return tuple(networks)
 
 
 def _ends(owners: Mapping[PolicyId, TunnelConfig], facts: Facts) -> dict[Network, str]:

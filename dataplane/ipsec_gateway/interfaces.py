@@ -25,18 +25,16 @@ import hashlib
 import ipaddress
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from ipsec_api.tunnel import ObjectRef, TunnelConfig, TunnelPolicy
 from ipsec_gateway.classify import Network
+from ipsec_gateway.facts import Facts
 from ipsec_gateway.ipsec.abilities import Abilities
 from ipsec_gateway.ipsec.mtu import INITIAL, MINIMUM
 from ipsec_gateway.marks import FALLBACK_METRIC, Numbers, allocate
 from ipsec_gateway.outermarks import known_addresses
 from ipsec_ike.config import Handling, Offload
-
-if TYPE_CHECKING:
-    from ipsec_gateway.intent import Facts
 
 #: Numbers of our interfaces have this bit set and the two above it clear.
 IF_ID_BASE: Final = 0x20000000

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from ipsec_api.tunnel import TunnelConfig
-from ipsec_gateway.intent import Address, Facts
+from ipsec_gateway.classify import Address
+from ipsec_gateway.facts import Facts
 from ipsec_gateway.marks import DEFAULT, Numbers
 from ipsec_gateway.outermarks import outer_marks
 from ipsec_gateway.udp import bypass

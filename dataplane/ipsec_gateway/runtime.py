@@ -22,12 +22,14 @@ from datetime import UTC, datetime
 from typing import Any, Final, Protocol
 
 from ipsec_gateway.board import Cause
+from ipsec_gateway.classify import Address
 from ipsec_gateway.dynamic import generated
+from ipsec_gateway.facts import Facts
 from ipsec_gateway.forward.keeper import Forwarding
 from ipsec_gateway.handover import Handover
 from ipsec_gateway.http import HttpServer, Pages
 from ipsec_gateway.inplace import InPlace
-from ipsec_gateway.intent import Address, Facts, Intent, intent
+from ipsec_gateway.intent import Intent, intent
 from ipsec_gateway.ipsec.base import (
     DataplaneError,
     IpsecBackend,

@@ -29,8 +29,9 @@ from ipsec_api.tunnel import TunnelConfig
 from ipsec_gateway.board import Cause, PeerState, fold
 from ipsec_gateway.dynamic import Generated
 from ipsec_gateway.entries import entry_name
+from ipsec_gateway.facts import Problem
 from ipsec_gateway.forward.findings import Blocked
-from ipsec_gateway.intent import ChildOwner, Intent, Problem
+from ipsec_gateway.intent import ChildOwner, Intent
 from ipsec_gateway.lastgood import InForce, Key
 from ipsec_gateway.pathprobe.schedule import Health
 from ipsec_ike.events import Event

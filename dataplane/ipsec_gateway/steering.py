@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ipsec_gateway import clashes, conntrack, nftables, plan, translators
-from ipsec_gateway.classify import Network, Step, classify
-from ipsec_gateway.intent import Address, Intent
+from ipsec_gateway.classify import Address, Network, Step, classify
+from ipsec_gateway.intent import Intent
 from ipsec_gateway.ipsec.base import PolicySpec
 from ipsec_gateway.marks import DEFAULT, NFT_TABLE, Numbers
 from ipsec_gateway.routing import (

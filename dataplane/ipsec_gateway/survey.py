@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from ipsec_gateway.intent import Facts
+from ipsec_gateway.facts import Facts
 from ipsec_gateway.lastgood import InForce
 from ipsec_gateway.links import Links
 from ipsec_gateway.pathprobe.answering import ProbeResponder

@@ -21,8 +21,7 @@ from pathlib import Path
 from typing import Final
 
 from ipsec_gateway import netns, privatefiles
-from ipsec_gateway.classify import Network
-from ipsec_gateway.intent import Address
+from ipsec_gateway.classify import Address, Network
 
 #: Where earlier values are kept: gone with the next boot, as the changes are.
 MEMORY: Final = Path("/run/kube-ipsec")

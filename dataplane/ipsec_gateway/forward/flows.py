@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Final, NamedTuple
 
-from ipsec_gateway.classify import Network
+from ipsec_gateway.classify import Address, Network
 from ipsec_gateway.forward.chains import Flow, Side
-from ipsec_gateway.intent import Address, Intent
+from ipsec_gateway.intent import Intent
 from ipsec_ike.config import ChildConfig, Mode, TemplateConfig
 from ipsec_ike.selectors import TrafficSelector
 

@@ -14,12 +14,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+from ipsec_gateway.classify import Address
 from ipsec_gateway.forward import listed, saved
 from ipsec_gateway.forward.chains import Base, Flow
 from ipsec_gateway.forward.findings import Blocked, judged
 from ipsec_gateway.forward.flows import Wish, flows, wishes
 from ipsec_gateway.forward.opening import Command, closing, opening, program
-from ipsec_gateway.intent import Address, Intent
+from ipsec_gateway.intent import Intent
 from ipsec_gateway.tools import ToolError, run, run_json
 from ipsec_gateway.translators import LEGACY, NFT
 

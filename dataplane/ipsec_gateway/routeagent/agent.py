@@ -19,13 +19,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from ipsec_gateway import conntrack, privatefiles
-from ipsec_gateway.classify import Network
+from ipsec_gateway.classify import Address, Network
 from ipsec_gateway.cluster.api import Api
 from ipsec_gateway.cluster.meshclient import MeshClient
 from ipsec_gateway.cluster.meshkey import MeshKey
 from ipsec_gateway.cluster.meshline import Line
 from ipsec_gateway.http import HttpServer, Pages
-from ipsec_gateway.intent import Address
 from ipsec_gateway.monitor import Monitor
 from ipsec_gateway.routeagent.facts import node_facts
 from ipsec_gateway.routeagent.kernel import Kernel

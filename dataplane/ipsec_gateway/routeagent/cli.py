@@ -34,6 +34,7 @@ from ipsec_api.cluster import (
     POD_NAMESPACE_ENV,
 )
 from ipsec_gateway import logs
+from ipsec_gateway.classify import Address
 from ipsec_gateway.cluster.api import Api, NoCluster, in_cluster
 from ipsec_gateway.commandline import (
     CONFLICT,
@@ -45,7 +46,6 @@ from ipsec_gateway.commandline import (
     log_options,
     missing_program,
 )
-from ipsec_gateway.intent import Address
 from ipsec_gateway.routeagent.agent import Agent, Options
 from ipsec_gateway.routeagent.leases import parse_addresses
 from ipsec_gateway.routeagent.plan import Settings, Transport

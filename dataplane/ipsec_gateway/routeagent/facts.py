@@ -6,7 +6,7 @@ import ipaddress
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from ipsec_gateway.intent import Address
+from ipsec_gateway.classify import Address
 from ipsec_gateway.routeagent.plan import Node, Settings, Way
 from ipsec_gateway.routing import parse_ways
 from ipsec_gateway.tools import run, run_json

@@ -17,8 +17,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from ipsec_api.cluster import ADDRESSES_ANNOTATION, GATEWAY_LEASE_SELECTOR, gateway_node
+from ipsec_gateway.classify import Address
 from ipsec_gateway.cluster.api import Api, ApiError
-from ipsec_gateway.intent import Address
 
 log = logging.getLogger("ipsec_gateway")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ipsec_gateway import netns
-from ipsec_gateway.intent import Address
+from ipsec_gateway.classify import Address
 from ipsec_gateway.routeagent.leases import parse_addresses
 
 

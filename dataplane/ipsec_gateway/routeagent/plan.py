@@ -36,8 +36,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-from ipsec_gateway.classify import Network
-from ipsec_gateway.intent import Address
+from ipsec_gateway.classify import Address, Network
 from ipsec_gateway.routeagent.picture import Carried
 
 #: ``proto`` of the agent's routes and rules: not the gateway's, which tells its own by it.

@@ -12,7 +12,8 @@ from ipsec_api.tunnel import (
     TunnelProposal,
     TunnelSelector,
 )
-from ipsec_gateway.intent import Facts, intent
+from ipsec_gateway.facts import Facts
+from ipsec_gateway.intent import intent
 from ipsec_ike.config import Path, PeerConfig, Retransmission
 
 

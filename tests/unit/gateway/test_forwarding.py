@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
+from ipsec_gateway.facts import Facts
 from ipsec_gateway.forward import listed, saved
 from ipsec_gateway.forward.chains import Base, Flow, outcome
 from ipsec_gateway.forward.findings import judged
 from ipsec_gateway.forward.flows import Wish, any_of, flows, wishes
 from ipsec_gateway.forward.opening import closing, opening
-from ipsec_gateway.intent import Facts, intent
+from ipsec_gateway.intent import intent
 from ipsec_gateway.lastgood import LastGood
 
 LOCAL, REMOTE = ip_network("10.1.0.0/16"), ip_network("10.2.0.0/16")

@@ -11,8 +11,9 @@ from cryptography import x509
 from ipsec_api.tunnel import IdentityType, TunnelProposal
 from ipsec_gateway import algorithms
 from ipsec_gateway.algorithms import UnknownAlgorithm, esp_proposals, ike_proposals
+from ipsec_gateway.facts import Facts
 from ipsec_gateway.identities import BadIdentity, identity
-from ipsec_gateway.intent import Facts, Intent, intent
+from ipsec_gateway.intent import Intent, intent
 from ipsec_gateway.ipsec.abilities import USERSPACE, Abilities
 from ipsec_gateway.ipsec.base import PolicyAction, PolicyDirection
 from ipsec_gateway.lastgood import LastGood

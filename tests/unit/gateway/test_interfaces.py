@@ -11,7 +11,8 @@ import pytest
 
 from ipsec_gateway import links, nftables
 from ipsec_gateway.classify import classify
-from ipsec_gateway.intent import Facts, Intent, intent
+from ipsec_gateway.facts import Facts
+from ipsec_gateway.intent import Intent, intent
 from ipsec_gateway.interfaces import (
     IF_ID_BASE,
     Interface,

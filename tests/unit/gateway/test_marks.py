@@ -8,7 +8,8 @@ import pytest
 
 from ipsec_gateway import clashes
 from ipsec_gateway.classify import Verdict
-from ipsec_gateway.intent import Facts, Intent, intent
+from ipsec_gateway.facts import Facts
+from ipsec_gateway.intent import Intent, intent
 from ipsec_gateway.lastgood import LastGood
 from ipsec_gateway.marks import BadNumbers, Numbers
 from ipsec_gateway.outermarks import OuterMarks

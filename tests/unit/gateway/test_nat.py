@@ -6,7 +6,8 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 
-from ipsec_gateway.intent import Facts, Intent, intent
+from ipsec_gateway.facts import Facts
+from ipsec_gateway.intent import Intent, intent
 from ipsec_gateway.ipsec.base import PolicyDirection
 from ipsec_gateway.lastgood import LastGood
 from ipsec_gateway.nat import Translation, source_nat

@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from ipsec_gateway.board import Cause
-from ipsec_gateway.intent import Facts, intent
+from ipsec_gateway.facts import Facts
+from ipsec_gateway.intent import intent
 from ipsec_gateway.lastgood import Key, LastGood
 from ipsec_gateway.status import StatusBoard
 from ipsec_gateway.statusfiles import FileStatusSink, document

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from ipsec_gateway.facts import Facts
 from ipsec_gateway.forward.findings import Blocked
-from ipsec_gateway.intent import Facts, intent
+from ipsec_gateway.intent import intent
 from ipsec_gateway.lastgood import InForce, Key, LastGood
 from ipsec_gateway.pathprobe.schedule import Health
 from ipsec_gateway.status import StatusBoard

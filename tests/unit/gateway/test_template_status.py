@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from ipsec_gateway.dynamic import Generated
-from ipsec_gateway.intent import Facts, intent
+from ipsec_gateway.facts import Facts
+from ipsec_gateway.intent import intent
 from ipsec_gateway.lastgood import InForce, Key, LastGood
 from ipsec_gateway.logs import describe
 from ipsec_gateway.status import StatusBoard

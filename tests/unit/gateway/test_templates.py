@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from ipsec_gateway.dynamic import Generated, extended, generated, kept
+from ipsec_gateway.facts import Facts
 from ipsec_gateway.inplace import InPlace
-from ipsec_gateway.intent import Facts, Intent, intent
+from ipsec_gateway.intent import Intent, intent
 from ipsec_gateway.ipsec.abilities import USERSPACE
 from ipsec_gateway.ipsec.base import (
     DataplaneError,
