@@ -68,7 +68,7 @@ MESH_KEY_PATH: Final = "/etc/kube-ipsec/mesh/key"
 # -- probes
 
 #: UDP, on every address of a gateway's node: what its responder answers, out of SAs alone.
-PROBE_PORT: Final = 4499
+PROBE_PORT: Final = 4498
 
 # -- the operator
 

@@ -311,7 +311,7 @@ class Probe(SpecModel):
     gateway of our kind."""
 
     port: Port | None = None
-    """UDP port to ask, 4499 where absent; goes with protocol UDP."""
+    """UDP port to ask, 4498 where absent; goes with protocol UDP."""
 
     interval: Lifetime = "2s"
     """Time between probes."""

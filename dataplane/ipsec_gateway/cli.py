@@ -146,7 +146,7 @@ _REJECTED: Final = 5
     "responder",
     flag_value=False,
     default=True,
-    help="Do not answer probes of other gateways by UDP (port 4499, out of SAs alone).",
+    help="Do not answer probes of other gateways by UDP (port 4498, out of SAs alone).",
 )
 @click.option(
     "--dry-run", is_flag=True, help="Read the folder once, say what would be done, and end."

@@ -67,6 +67,7 @@ def gateway(settings: Settings, services: tuple[str, ...] = ()) -> Manifest:
         *([f"--tables={chosen.tables}"] if chosen.tables else []),
         *(["--allow-mark-conflict"] if chosen.allow_mark_conflict else []),
         *(["--open-forward"] if chosen.open_forward else []),
+        *([] if chosen.probe_responder else ["--no-probe-responder"]),
         *(f"--service-cidr={network}" for network in services),
         *chosen.extra_args,
     ]

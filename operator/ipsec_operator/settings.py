@@ -53,6 +53,8 @@ class GatewaySettings(ApiModel):
     allow_mark_conflict: bool = False
     #: Rules that let tunnels' traffic pass are put into others' chains on the forward hook.
     open_forward: bool = False
+    #: Answer probes of other gateways by UDP.
+    probe_responder: bool = True
     extra_args: tuple[str, ...] = ()
     extra_env: tuple[Passed, ...] = ()
     #: TCP port of /healthz, /readyz and /metrics on the node's address.

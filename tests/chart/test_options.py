@@ -31,6 +31,10 @@ BY_VALUE: dict[str, dict[str, tuple[dict[str, Any], str]]] = {
             {"gateway": {"allowMarkConflict": True}},
             "--allow-mark-conflict",
         ),
+        "--no-probe-responder": (
+            {"gateway": {"probeResponder": False}},
+            "--no-probe-responder",
+        ),
         "--open-forward": ({"gateway": {"openForward": True}}, "--open-forward"),
     },
     "route-agent": {

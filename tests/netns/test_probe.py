@@ -18,7 +18,7 @@ from ipsec_lab.sites import Sites
 from ipsec_lab.topology import SITE_A, SITE_B, Site, Topology
 from ipsec_lab.traffic import ping
 
-PORT = 4499
+PORT = 4498
 #: What each side knows of the other one: nobody has the first addresses of these.
 NETS = {"a": ["10.1.0.0/16", "fd00:1::/32"], "b": ["10.2.0.0/16", "fd00:2::/32"]}
 FIRST = {"a": "10.1.0.1", "b": "10.2.0.1"}

@@ -31,7 +31,7 @@ from ipsec_ike.selectors import TrafficSelector
 OWN = [ipaddress.ip_address(a) for a in ("192.0.2.1", "10.1.3.1", "10.1.3.2", "fd01::1")]
 REF = ObjectRef(kind="IPsecPeer", namespace="ns", name="hq")
 UDP = TunnelProbe(protocol="UDP")
-TOLD = Responder(4499, ("10.2.7.7", "fd02::7"))
+TOLD = Responder(4498, ("10.2.7.7", "fd02::7"))
 V4, V6 = ("10.1.0.0/16", "10.2.0.0/16"), ("fd01::/64", "fd02::/64")
 
 
@@ -80,7 +80,7 @@ def test_udp_goes_to_the_port_that_the_peer_tells() -> None:
     # It answers pings alone.
     assert targets(it, OWN, Responder(0, ("10.2.7.7",))) == (guess, False, "")
     assert targets(tunnel(V4), OWN, Responder(0, ("10.2.7.7",))).asked
-    assert targets(tunnel(V4, probe=UDP), OWN).ways == (Way("10.1.3.1", "10.2.0.1", 4499),)
+    assert targets(tunnel(V4, probe=UDP), OWN).ways == (Way("10.1.3.1", "10.2.0.1", 4498),)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_udp_goes_to_the_port_that_the_peer_tells() -> None:
         (narrowed(17), True),
         (narrowed(17, dst_port=(4000, 5000)), True),
         (narrowed(17, dst_port=(7, 7)), False),
-        (narrowed(17, src_port=(4499, 4499)), False),
+        (narrowed(17, src_port=(4498, 4498)), False),
         (narrowed(1), False),
         (narrowed(6), False),
     ],
@@ -97,12 +97,12 @@ def test_udp_goes_to_the_port_that_the_peer_tells() -> None:
 def test_only_what_datagrams_can_pass(it: TunnelConfig, able: bool) -> None:
     found = targets(it, OWN)
     assert bool(found.ways) == able
-    assert ("UDP to port 4499" in found.why) == (not able)
+    assert ("UDP to port 4498" in found.why) == (not able)
 
 
 @pytest.mark.parametrize("address", ["10.3.0.1", "192.0.2.9", "10.1.3.2", "fd03::1"])
 def test_what_is_not_the_peers_is_not_believed(address: str) -> None:
-    found = targets(tunnel(V4, V6), OWN, Responder(4499, (address,)))
+    found = targets(tunnel(V4, V6), OWN, Responder(4498, (address,)))
     assert not found.asked
     assert [way.target for way in found.ways] == ["10.2.0.1", "fd02::1"]
 
@@ -118,7 +118,7 @@ def test_what_is_only_routed_in_is_not_believed() -> None:
     everything = ("0.0.0.0/0", "0.0.0.0/0")
     it = tunnel(policies=(policy(everything, interface=TunnelInterface(name="x")),))
     assert not targets(it, OWN, TOLD).asked
-    assert own_responder(it, OWN, 4499) is None
+    assert own_responder(it, OWN, 4498) is None
 
 
 def test_translated_addresses() -> None:
@@ -128,28 +128,28 @@ def test_translated_addresses() -> None:
     # The selectors of the wire have the mapped network.
     local = TunnelMapping(side="local", original="10.1.0.0/16", mapped="10.8.0.0/16")
     wire = tunnel(("10.8.0.0/16", "10.2.0.0/16"), mappings=(local,))
-    assert own_responder(wire, OWN, 4499) == Responder(4499, ("10.8.3.1",))
+    assert own_responder(wire, OWN, 4498) == Responder(4498, ("10.8.3.1",))
 
 
 # -- what is told ------------------------------------------------------------------------------
 
 
 def test_we_tell_where_our_probes_come_from() -> None:
-    assert own_responder(tunnel(V4, V6), OWN, 4499) == Responder(4499, ("10.1.3.1", "fd01::1"))
+    assert own_responder(tunnel(V4, V6), OWN, 4498) == Responder(4498, ("10.1.3.1", "fd01::1"))
     chosen = tunnel(V4, probe=TunnelProbe(source_address="10.1.3.2"))
     assert own_responder(chosen, OWN, 0) == Responder(0, ("10.1.3.2",))
 
 
 def test_we_tell_nothing_that_the_peer_could_not_reach() -> None:
-    assert own_responder(tunnel(("10.5.0.0/16", "10.2.0.0/16")), OWN, 4499) is None
+    assert own_responder(tunnel(("10.5.0.0/16", "10.2.0.0/16")), OWN, 4498) is None
     assert own_responder(tunnel(V4, nat_mode="SNAT", snat_address="10.1.3.1"), OWN, 1) is None
-    assert own_responder(tunnel(("0.0.0.0/0", "10.2.0.0/16")), OWN, 4499) is None
+    assert own_responder(tunnel(("0.0.0.0/0", "10.2.0.0/16")), OWN, 4498) is None
 
 
 def test_we_tell_eight_at_most() -> None:
     pairs = [(f"10.{n}.0.0/16", "10.200.0.0/16") for n in range(1, 20)]
     own = [ipaddress.ip_address(f"10.{n}.0.1") for n in range(1, 20)]
-    told = own_responder(tunnel(*pairs), own, 4499)
+    told = own_responder(tunnel(*pairs), own, 4498)
     assert told is not None
     assert len(told.addresses) == MOST
 
@@ -188,7 +188,7 @@ def test_of_what_is_told_that_counts_which_was_agreed_on() -> None:
     fold(state, UP, "now")
     assert state.responder is None
     fold(state, CHILD, "now")
-    assert state.responder == Responder(4499, ("10.2.7.7",))
+    assert state.responder == Responder(4498, ("10.2.7.7",))
     fold(state, replace(UP, responder=None), "now")
     assert state.responder is None
 

@@ -18,7 +18,7 @@ from ipsec_gateway.pathprobe.format import OVERHEAD, datagram, parse
 from ipsec_gateway.pathprobe.responder import ALL, BURST, EACH, KNOWN, Arrival, Judge, Outcome
 from ipsec_gateway.pathprobe.schedule import Shot
 
-PORT = 4499
+PORT = 4498
 PROBE = datagram(4, 77, 84)
 GOOD = Arrival(PROBE, "10.2.0.1", 40000, "10.1.0.1", "10.1.0.1", True)
 
