@@ -257,7 +257,8 @@ def parse_object(raw: Mapping[str, Any]) -> Document:
     ``status`` is not looked at.
     """
     try:
-        plain = _plain(raw, [_NODE_LIMIT], _DEPTH_LIMIT)
+        seen = {key: value for key, value in raw.items() if key != "status"}
+        plain = _plain(seen, [_NODE_LIMIT], _DEPTH_LIMIT)
         kind = plain.get("kind")
         meta = _metadata(plain.get("metadata"))
         if kind == "Secret":
@@ -267,7 +268,7 @@ def parse_object(raw: Mapping[str, Any]) -> Document:
         if plain.get("apiVersion") != API_VERSION:
             raise _Fault("apiVersion", f"this version is not known: set {API_VERSION}")
         for key in plain:
-            if key not in ("apiVersion", "kind", "metadata", "spec", "status"):
+            if key not in ("apiVersion", "kind", "metadata", "spec"):
                 raise _Fault(key, "unknown field: remove it, or move it under spec")
         spec_text = json.dumps(plain.get("spec") or {})
     except _Fault as fault:

@@ -13,6 +13,7 @@ exit  when
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -64,6 +65,10 @@ def operator(file: Path, check: bool) -> None:
         click.echo(f"{file}: good")
         return
     logs.setup(chosen.log_format, chosen.log_level)
+    # What is loaded stays, and so do thousands of resources: look for garbage more rarely than
+    # Python does by itself.
+    gc.freeze()
+    gc.set_threshold(5_000, 20, 20)
     try:
         asyncio.run(_run(chosen))
     except NoCluster as exc:

@@ -151,7 +151,7 @@ class Controller:
         if resource is None:
             return
         old = before.config() if before is not None else None
-        new = after.config()
+        new = after.config() if old is not None else None
         if old is None or new is None:
             log.info("%s: tunnel rendered into Secret %s", unit, after.name)
             text = f"rendered into Secret {self.settings.namespace}/{after.name} for the gateways"

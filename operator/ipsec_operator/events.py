@@ -82,6 +82,9 @@ class Events:
     ) -> None:
         """Have it written, unless it was told just now or there are too many."""
         key = Key(ref.kind, ref.namespace, ref.name)
+        if self._waiting.full():
+            self.suppressed += 1
+            return
         if not self._may(key, kind, reason, message):
             return
         now = self._now()
@@ -108,10 +111,7 @@ class Events:
             "reportingComponent": OPERATOR_MANAGER,
             "reportingInstance": self._host,
         }
-        try:
-            self._waiting.put_nowait(body)
-        except asyncio.QueueFull:
-            self.suppressed += 1
+        self._waiting.put_nowait(body)
 
     def forget(self, key: Key) -> None:
         """The object is gone."""

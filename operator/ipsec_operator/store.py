@@ -371,7 +371,9 @@ def _resource(raw: Mapping[str, Any], known: Mapping[Key, Resource]) -> Resource
     else:
         disabled = (raw.get("spec") or {}).get("disabled") is True
         try:
-            parsed = parse_object(raw)
+            # Half of the object, and nobody here reads it.
+            read = {k: v for k, v in metadata.items() if k != "managedFields"}
+            parsed = parse_object({**raw, "metadata": read})
         except InvalidObject as exc:
             faults = tuple(Rejection(ref, f, "Invalid", text) for f, text in exc.faults)
         else:

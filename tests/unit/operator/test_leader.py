@@ -160,3 +160,29 @@ def test_events_are_no_flood(in_world: Any, monkeypatch: pytest.MonkeyPatch) -> 
         await asyncio.gather(writer, return_exceptions=True)
 
     in_world(body)
+
+
+def test_a_warning_for_which_there_was_no_room_may_come_again(
+    in_world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "RATE", 1e6)
+
+    async def body(world: World) -> None:
+        teller = Events(world.api, lambda: world.now, lambda: "2026-01-01T00:00:00Z", "host")
+        for number in range(events.WAITING):
+            other = ObjectRef(kind="IPsecPeer", namespace="default", name=f"p-{number}")
+            teller.tell(other, "Normal", "Rendered", "rendered")
+        ref = ObjectRef(kind="IPsecPeer", namespace="default", name="p")
+        teller.tell(ref, "Warning", "Overlap", "the cause")
+        assert teller.suppressed == 1
+        writer = asyncio.ensure_future(teller.run())
+        while len(world.server.all("events")) < events.WAITING:  # noqa: ASYNC110 - no event for it
+            await asyncio.sleep(0.005)
+        teller.tell(ref, "Warning", "Overlap", "the cause")
+        while len(world.server.all("events")) <= events.WAITING:  # noqa: ASYNC110 - as above
+            await asyncio.sleep(0.005)
+        assert "the cause" in {e["message"] for e in world.server.all("events")}
+        writer.cancel()
+        await asyncio.gather(writer, return_exceptions=True)
+
+    in_world(body)
