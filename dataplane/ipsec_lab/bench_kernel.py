@@ -10,13 +10,12 @@ import asyncio
 import contextlib
 import json
 import subprocess
-import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from ipsec_gateway.ipsec.base import PolicyAction, PolicyDirection, PolicyId, PolicySpec
 from ipsec_gateway.ipsec.xfrm import XfrmBackend
@@ -34,12 +33,10 @@ from ipsec_lab.bench_pair import Settings
 from ipsec_lab.bench_report import Row
 from ipsec_lab.guest_forks import ForkClient
 from ipsec_lab.kernel_rig import SlowGateway
-from ipsec_lab.netns import LabError, Namespace, enter_namespace
+from ipsec_lab.netns import LabError, Namespace
 from ipsec_lab.spd_rig import intent_of, spd_rig
 from ipsec_lab.topology import Topology
 from ipsec_lab.traffic import ping_until
-
-T = TypeVar("T")
 
 EMULATED: Final = "in an emulated machine with one processor: only the ratio counts"
 _PSK: Final = b"secret of the benchmark"
@@ -185,7 +182,7 @@ def _programming(count: int, runs: int) -> None:
         namespace.ip("link add wire type dummy", "address add 192.0.2.1/24 dev wire")
         namespace.ip("link set dev wire up")
         for _ in range(runs):
-            sas, policies, adopted = _inside(namespace, lambda: _program(count))
+            sas, policies, adopted = namespace.call(lambda: asyncio.run(_program(count)))
             figures["SAs"][0].append(sas)
             figures["policies"][0].append(policies)
             inherited.append(adopted)
@@ -399,19 +396,3 @@ def _namespace(label: str) -> Iterator[Namespace]:
         yield namespace
     finally:
         namespace.delete()
-
-
-def _inside(namespace: Namespace, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Run a coroutine in a thread that has entered ``namespace``."""
-    result: list[T] = []
-
-    def enter() -> None:
-        enter_namespace(namespace.path)
-        result.append(asyncio.run(work()))
-
-    thread = threading.Thread(target=enter)
-    thread.start()
-    thread.join()
-    if not result:
-        raise LabError("it did not finish: the console says why")
-    return result[0]

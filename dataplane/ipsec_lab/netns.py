@@ -14,10 +14,12 @@ import re
 import shutil
 import socket as sockets
 import subprocess
-import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Final, TypeVar
+
+T = TypeVar("T")
 
 #: Where iproute2 keeps its names.
 NETNS_DIR: Final = Path("/run/netns")
@@ -137,23 +139,21 @@ class Namespace:
         protocol: int = 0,
     ) -> sockets.socket:
         """A socket that lives in here whichever thread uses it (a socket keeps its namespace)."""
-        opened: list[sockets.socket] = []
-        failed: list[OSError] = []
+        try:
+            return self.call(lambda: sockets.socket(family, kind, protocol))
+        except OSError as exc:
+            raise LabError(f"socket in {self.name}: {exc}") from exc
 
-        def open_inside() -> None:
-            try:
-                enter_namespace(self.path)
-                opened.append(sockets.socket(family, kind, protocol))
-            except OSError as exc:
-                failed.append(exc)
+    def call(self, work: Callable[[], T]) -> T:
+        """What ``work`` returns in a thread that has entered this namespace, as its children do."""
+
+        def inside() -> T:
+            enter_namespace(self.path)
+            return work()
 
         # A thread of its own: it ends with the namespace it has entered, ours never changes.
-        thread = threading.Thread(target=open_inside, name=f"socket-{self.label}")
-        thread.start()
-        thread.join()
-        if failed:
-            raise LabError(f"socket in {self.name}: {failed[0]}") from failed[0]
-        return opened[0]
+        with ThreadPoolExecutor(1, thread_name_prefix=self.label) as pool:
+            return pool.submit(inside).result()
 
     def pids(self) -> list[int]:
         """Processes whose network namespace is this one."""

@@ -13,7 +13,6 @@ import asyncio
 import contextlib
 import ipaddress
 from collections.abc import Callable, Coroutine, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
@@ -21,7 +20,7 @@ from ipsec_gateway.intent import Intent
 from ipsec_gateway.ipsec.base import PolicyAction, PolicyDirection, PolicyId, PolicySpec
 from ipsec_gateway.nat import Translation, wire_selectors
 from ipsec_gateway.steering import Steering, local_addresses
-from ipsec_lab.netns import LabError, Namespace, enter_namespace
+from ipsec_lab.netns import LabError, Namespace
 from ipsec_lab.steering_rig import gateway_between
 
 T = TypeVar("T")
@@ -41,15 +40,8 @@ class SpdRig:
     steering: Steering
 
     def run(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Run a coroutine in a thread that has entered ``gw``; its children are in there too."""
-
-        def inside() -> T:
-            enter_namespace(self.gw.path)
-            return asyncio.run(work())
-
-        # A thread of its own: it ends with the namespace that it has entered.
-        with ThreadPoolExecutor(1) as pool:
-            return pool.submit(inside).result()
+        """Run a coroutine in ``gw``."""
+        return self.gw.call(lambda: asyncio.run(work()))
 
     def apply(
         self,

@@ -17,7 +17,6 @@ import select
 import subprocess
 import sys
 from collections.abc import Callable, Coroutine, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -25,7 +24,7 @@ from ipsec_gateway.intent import Intent
 from ipsec_gateway.ipsec.base import Level, PolicyAction, PolicyDirection, PolicyId, PolicySpec
 from ipsec_gateway.steering import Steering, local_addresses
 from ipsec_ike.selectors import TrafficSelector
-from ipsec_lab.netns import Namespace, end_process, enter_namespace
+from ipsec_lab.netns import Namespace, end_process
 
 T = TypeVar("T")
 DEVICE = "kipsec0"
@@ -57,15 +56,8 @@ class Rig:
     steering: Steering
 
     def run(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Run a coroutine in a thread that has entered ``gw``; its children are in there too."""
-
-        def inside() -> T:
-            enter_namespace(self.gw.path)
-            return asyncio.run(work())
-
-        # A thread of its own: it ends with the namespace that it has entered.
-        with ThreadPoolExecutor(1) as pool:
-            return pool.submit(inside).result()
+        """Run a coroutine in ``gw``."""
+        return self.gw.call(lambda: asyncio.run(work()))
 
     def apply(
         self, *policies: PolicySpec, live: frozenset[int] = frozenset(), settle: bool = True

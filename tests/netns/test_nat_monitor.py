@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-import threading
 from collections.abc import Iterator
 
 import pytest
 
 from ipsec_gateway.monitor import GROUPS, Monitor, relevant
-from ipsec_lab.netns import Namespace, enter_namespace
+from ipsec_lab.netns import Namespace
 
 
 @pytest.fixture
@@ -62,19 +61,7 @@ def test_a_change_wakes(ns: Namespace) -> None:
         finally:
             monitor.close()
 
-    failed: list[BaseException] = []
-
-    def inside() -> None:
-        enter_namespace(ns.path)
-        try:
-            asyncio.run(work())
-        except TimeoutError as exc:
-            failed.append(exc)
-
-    thread = threading.Thread(target=inside)
-    thread.start()
-    thread.join()
-    assert not failed
+    ns.call(lambda: asyncio.run(work()))
 
 
 def test_what_is_cut_short_is_nothing() -> None:

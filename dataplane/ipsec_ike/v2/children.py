@@ -154,22 +154,25 @@ def confirm(sa: IkeSa, found: Sequence[ChildSa]) -> None:
 
 def announce(sa: IkeSa, child: ChildSa) -> None:
     """Tell that a new child carries traffic in both directions."""
-    local_ts, remote_ts = child.carries
-    sa.host.emit(
-        ChildSaUp(
-            peer=sa.peer.config.name,
-            child=child.config.name,
-            reqid=child.config.reqid,
-            spi_in=child.spi_in,
-            spi_out=child.spi_out,
-            suite=child.suite.name,
-            local_ts=local_ts,
-            remote_ts=remote_ts,
-            encap=sa.encap,
-            template=child.config.template,
-        )
-    )
+    sa.host.emit(describe(sa, child, ChildSaUp))
     sa.peer.child_up(sa, child)
+
+
+def describe(sa: IkeSa, child: ChildSa, kind: type[ChildSaUp]) -> ChildSaUp:
+    """The event of this kind about a child that carries traffic."""
+    local_ts, remote_ts = child.carries
+    return kind(
+        peer=sa.peer.config.name,
+        child=child.config.name,
+        reqid=child.config.reqid,
+        spi_in=child.spi_in,
+        spi_out=child.spi_out,
+        suite=child.suite.name,
+        local_ts=local_ts,
+        remote_ts=remote_ts,
+        encap=sa.encap,
+        template=child.config.template,
+    )
 
 
 def take_over(sa: IkeSa, old: ChildSa, new: ChildSa) -> None:

@@ -130,21 +130,7 @@ def _start(sa: IkeSa) -> None:
         )
     for child in sa.children:
         if child.live and (child.outbound or child.waiting is not None):
-            local_ts, remote_ts = child.carries
-            host.emit(
-                ChildSaResumed(
-                    peer=config.name,
-                    child=child.config.name,
-                    reqid=child.config.reqid,
-                    spi_in=child.spi_in,
-                    spi_out=child.spi_out,
-                    suite=child.suite.name,
-                    local_ts=local_ts,
-                    remote_ts=remote_ts,
-                    encap=sa.encap,
-                    template=child.config.template,
-                )
-            )
+            host.emit(children.describe(sa, child, ChildSaResumed))
         host.timers.arm(child)
     sa.pump()
     host.touch(sa)

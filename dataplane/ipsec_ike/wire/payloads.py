@@ -95,10 +95,10 @@ _ADDRESS_OCTETS: Final[dict[int, int]] = {IdType.IPV4_ADDR: 4, IdType.IPV6_ADDR:
 
 
 @dataclass(frozen=True, slots=True)
-class CertPayload:
-    """RFC 7296 3.6: Cert Encoding (1), Certificate Data."""
+class _Certificate:
+    """What CERT and CERTREQ have in common."""
 
-    type: ClassVar[PayloadType] = PayloadType.CERT
+    type: ClassVar[PayloadType]
 
     encoding: int
     data: bytes
@@ -109,27 +109,22 @@ class CertPayload:
     @classmethod
     def decode(cls, body: memoryview) -> Self:
         if not body:
-            raise InvalidSyntax("empty CERT payload")
+            raise InvalidSyntax(f"empty {cls.type.name} payload")
         return cls(body[0], bytes(body[1:]))
 
 
 @dataclass(frozen=True, slots=True)
-class CertReqPayload:
+class CertPayload(_Certificate):
+    """RFC 7296 3.6: Cert Encoding (1), Certificate Data."""
+
+    type: ClassVar[PayloadType] = PayloadType.CERT
+
+
+@dataclass(frozen=True, slots=True)
+class CertReqPayload(_Certificate):
     """RFC 7296 3.7: Cert Encoding (1), Certification Authority."""
 
     type: ClassVar[PayloadType] = PayloadType.CERTREQ
-
-    encoding: int
-    data: bytes
-
-    def encode(self) -> bytes:
-        return bytes((self.encoding,)) + self.data
-
-    @classmethod
-    def decode(cls, body: memoryview) -> Self:
-        if not body:
-            raise InvalidSyntax("empty CERTREQ payload")
-        return cls(body[0], bytes(body[1:]))
 
 
 @dataclass(frozen=True, slots=True)
