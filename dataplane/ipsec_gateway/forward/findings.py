@@ -21,10 +21,12 @@ _SHOWN: Final = 4
 
 @dataclass(frozen=True, slots=True)
 class Blocked:
-    """Why packets of a peer may not pass this node. ``sure``: none of them does."""
+    """Why packets of a peer may not pass this node. ``sure``: none of them does. ``chains`` are the
+    names of those that drop them."""
 
     sure: bool
     message: str
+    chains: tuple[str, ...] = ()
 
 
 def name_of(base: Base) -> str:
@@ -40,15 +42,16 @@ def judged(
     suspects = [base for base in bases if base.suspect]
     found = {}
     for peer, those in flows.items():
-        texts, sure = [], False
+        texts, names, sure = [], [], False
         for base in suspects:
             text, certain = _judged(base, tuple(those), kernel=kernel)
             if text:
                 texts.append(text)
+                names.append(name_of(base))
                 sure = sure or certain
         if texts:
             hint = "" if opens else _HINT
-            found[peer] = Blocked(sure, "; ".join(texts) + hint)
+            found[peer] = Blocked(sure, "; ".join(texts) + hint, tuple(names))
     return found
 
 

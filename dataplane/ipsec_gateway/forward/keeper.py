@@ -7,6 +7,7 @@ iptables the text of ``iptables-save`` is read, where that program is installed.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import shutil
 from collections.abc import Callable, Iterable, Mapping
@@ -28,6 +29,9 @@ log = logging.getLogger("ipsec_gateway")
 
 #: Seconds between looks.
 INTERVAL: Final = 60.0
+#: What a text that is not what we know comes to: others write these rules, with other versions of
+#: the programs, and no tunnel ends for that.
+_UNREADABLE: Final = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 #: Files with the names of the tables of legacy iptables, by family.
 _LEGACY: Final = {"ip": "/proc/net/ip_tables_names", "ip6": "/proc/net/ip6_tables_names"}
 
@@ -51,6 +55,7 @@ class Forwarding:
         #: Whether there may be rules of ours.
         self._traces = True
         self._told: set[str] = set()
+        self._warned: set[str] = set()
 
     async def look(self, intent: Intent, addresses: tuple[Address, ...]) -> Mapping[str, Blocked]:
         """By peer, what may drop its packets. Nothing is claimed where nothing could be read."""
@@ -59,8 +64,8 @@ class Forwarding:
             return self._found
         try:
             await self._look(intent, addresses, same=basis == self._basis)
-        except ToolError as exc:
-            self._tell(f"what else forwards on this node is not known: {exc}")
+        except (ToolError, *_UNREADABLE) as exc:
+            self._tell(f"what else forwards on this node is not known: {type(exc).__name__}: {exc}")
             self._found, self._bases = {}, []
         self._basis, self._due = basis, self._clock() + INTERVAL
         return self._found
@@ -71,7 +76,7 @@ class Forwarding:
             try:
                 for base in await self._read(everything=True):
                     await _all(closing(base))
-            except ToolError as exc:
+            except (ToolError, *_UNREADABLE) as exc:
                 log.warning("rules of ours may be left in others' chains: %s", exc)
             else:
                 self._traces = False
@@ -79,16 +84,19 @@ class Forwarding:
 
     async def _look(self, intent: Intent, addresses: tuple[Address, ...], *, same: bool) -> None:
         kernel = self._device is None
-        found = self._flows if same else flows(intent, self._device, addresses)
         bases = await self._read(everything=self._traces)
+        found = self._flows
+        if not same:
+            found = await asyncio.to_thread(flows, intent, self._device, addresses)
         wanted = wishes(found) if self._opens else frozenset()
         if await self._change(bases, wanted, found, kernel=kernel):
             bases = await self._read(everything=self._traces)
         self._traces = self._opens
         if not same or bases != self._bases:
-            self._found = judged(bases, found, kernel=kernel, opens=self._opens)
-            for each in dict.fromkeys(b.message for b in self._found.values()):
-                self._tell(f"forwarding: {each}")
+            self._found = await asyncio.to_thread(
+                judged, bases, found, kernel=kernel, opens=self._opens
+            )
+            self._warn()
         self._bases, self._flows = bases, found
 
     async def _change(
@@ -119,17 +127,18 @@ class Forwarding:
         cannot drop what nothing accepts."""
         shown = await run_json("nft", "-j", "list", "chains")
         found: list[Base] = []
-        tables = set()
         for base in listed.bases(shown or {}):
             if base.tool == NFT and shutil.which(f"{program(base)}-save"):
-                tables.add((base.tool, base.family, base.table))
-            elif (full := await _listed(base, everything=everything)) is not None:
+                saved_ones = await _saved(base)
+                if saved_ones:
+                    found += saved_ones
+                    continue
+                # It is no table of iptables any more: somebody put in what that cannot show.
+                base = replace(base, tool=listed.NFTABLES)
+            if (full := await _listed(base, everything=everything)) is not None:
                 found.append(full)
-        tables |= {(LEGACY, family, table) for family, table in self._legacy()}
-        for tool, family, table in sorted(tables):
-            command = f"{'ip6' if family == 'ip6' else 'ip'}{tool.removeprefix('ip')}-save"
-            text = await run(command, "-t", table)
-            found += saved.bases(text, tool, family)
+        for family, table in self._legacy():
+            found += await _saved(Base(LEGACY, family, table, saved.CHAIN, drops=False))
         return [base for base in found if everything or base.suspect]
 
     def _legacy(self) -> list[tuple[str, str]]:
@@ -146,11 +155,27 @@ class Forwarding:
             return []
         return found
 
+    def _warn(self) -> None:
+        """Log each chain once, with the first peer that it concerns; again when it comes back."""
+        chains: dict[str, str] = {}
+        for peer, blocked in self._found.items():
+            for chain in blocked.chains:
+                chains.setdefault(chain, peer)
+        for peer in dict.fromkeys(p for c, p in chains.items() if c not in self._warned):
+            log.warning("%s: forwarding: %s", peer, self._found[peer].message)
+        self._warned = set(chains)
+
     def _tell(self, problem: str) -> None:
         """Once each."""
         if problem not in self._told:
             self._told.add(problem)
             log.warning("%s", problem)
+
+
+async def _saved(base: Base) -> list[Base]:
+    """The same chain with its rules, as its iptables tells it; nothing where that is unable to."""
+    text = await run(f"{program(base)}-save", "-t", base.table)
+    return saved.bases(text, base.tool, base.family)
 
 
 async def _listed(base: Base, *, everything: bool) -> Base | None:

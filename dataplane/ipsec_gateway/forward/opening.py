@@ -88,8 +88,8 @@ def program(base: Base) -> str:
 
 
 def _iptables(base: Base, *words: str) -> Command:
-    # -w: others change tables, too.
-    return program(base), "-w", "-t", base.table, *words
+    # -w: others change tables, too; 5 s are much.
+    return program(base), "-w", "5", "-t", base.table, *words
 
 
 def _insert(base: Base, wish: Wish, at: int, *, mark: bool = True) -> Command:

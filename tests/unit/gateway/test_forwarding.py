@@ -243,11 +243,11 @@ def lines(base: Base, kernel: bool = True) -> list[str]:
 def test_it_opens_as_late_as_it_can() -> None:
     mine = "-m policy --dir in --pol ipsec -m comment --comment kube-ipsec -j ACCEPT"
     policies = iptables("FORWARD -j cali-FORWARD", chains="cali-FORWARD")
-    assert lines(policies)[0] == f"iptables-nft -w -t filter -A FORWARD {mine}"
+    assert lines(policies)[0] == f"iptables-nft -w 5 -t filter -A FORWARD {mine}"
     reject = iptables("FORWARD -j A", "FORWARD -j REJECT", policy="ACCEPT", chains="A")
-    assert lines(reject)[0] == f"iptables-nft -w -t filter -I FORWARD 2 {mine}"
+    assert lines(reject)[0] == f"iptables-nft -w 5 -t filter -I FORWARD 2 {mine}"
     inner = iptables("FORWARD -j A", "FORWARD -j B", "A -j DROP", policy="ACCEPT", chains="A B")
-    assert lines(inner)[0] == f"iptables-nft -w -t filter -I FORWARD 1 {mine}"
+    assert lines(inner)[0] == f"iptables-nft -w 5 -t filter -I FORWARD 1 {mine}"
     assert lines(nft([iif("a"), ACCEPT], [DROP])) == [
         "nft insert rule inet filter forward position 6 meta ipsec exists counter accept"
         ' comment "kube-ipsec"',
@@ -264,7 +264,7 @@ def test_it_opens_as_late_as_it_can() -> None:
 
 def test_ip6tables_is_the_program_for_ipv6() -> None:
     (base,) = saved.bases("*filter\n:FORWARD DROP [0:0]\nCOMMIT\n", "iptables-legacy", "ip6")
-    assert lines(base)[0].startswith("ip6tables-legacy -w -t filter -A FORWARD ")
+    assert lines(base)[0].startswith("ip6tables-legacy -w 5 -t filter -A FORWARD ")
 
 
 OURS = "FORWARD -m policy --dir {} --pol ipsec -m comment --comment kube-ipsec -j ACCEPT"
@@ -275,13 +275,13 @@ def test_what_is_open_stays_and_what_was_overtaken_moves() -> None:
     assert lines(iptables(*both)) == []
     behind = iptables("FORWARD -j REJECT", *both)
     found = lines(behind)
-    assert [line.split()[4] for line in found] == ["-D", "-D", "-I", "-I"]
-    assert all(line.split()[5:7] == ["FORWARD", "1"] for line in found[2:])
+    assert [line.split()[5] for line in found] == ["-D", "-D", "-I", "-I"]
+    assert all(line.split()[6:8] == ["FORWARD", "1"] for line in found[2:])
     between = iptables(OURS.format("in"), "FORWARD -j REJECT", OURS.format("out"))
     found = lines(between)
-    assert [line.split()[4] for line in found] == ["-D", "-I"]
+    assert [line.split()[5] for line in found] == ["-D", "-I"]
     # Of what it has not to move it knows the place: behind the rule that stays.
-    assert found[1].split()[5:7] == ["FORWARD", "2"]
+    assert found[1].split()[6:8] == ["FORWARD", "2"]
 
 
 def test_somebody_elses_accept_is_enough() -> None:
@@ -295,7 +295,7 @@ def test_closing_takes_ours_alone_and_what_is_not_wanted() -> None:
     assert closing(base, WISHES) == []
     (left,) = closing(base, {Wish("in")})
     assert " ".join(left) == (
-        "iptables-nft -w -t filter -D FORWARD -m policy --dir out --pol ipsec"
+        "iptables-nft -w 5 -t filter -D FORWARD -m policy --dir out --pol ipsec"
         " -m comment --comment kube-ipsec -j ACCEPT"
     )
 
@@ -309,7 +309,7 @@ def test_a_peer_is_told_what_drops_and_what_helps() -> None:
     assert found["a"].sure
     assert text.startswith(
         "chain FORWARD of table ip filter (iptables-nft) drops packets to and from 10.2.0.0/16: on"
-        " the node run iptables-nft -w -t filter -A FORWARD -m policy --dir in --pol ipsec -j"
+        " the node run iptables-nft -w 5 -t filter -A FORWARD -m policy --dir in --pol ipsec -j"
         " ACCEPT; iptables-nft"
     )
     assert "gateway.openForward" in text
