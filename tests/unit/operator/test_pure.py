@@ -194,6 +194,24 @@ def test_conditions_are_those_of_the_schema_and_are_written_once(bench: Any, mak
     assert times == {"Accepted": "2026-01-01", "ResolvedRefs": "2026-01-02", "Ready": "2026-01-01"}
 
 
+@pytest.mark.parametrize(
+    ("forwarding", "ready"), [("Unknown", ("True", "Ready")), ("False", ("False", "Why"))]
+)
+def test_what_a_firewall_may_drop_is_no_fault_and_what_it_drops_is(
+    bench: Any, make: Make, forwarding: str, ready: tuple[str, str]
+) -> None:
+    said = {"Programmed": "True", "Established": "True", "Forwarding": forwarding}
+    conditions = [
+        {"type": kind, "status": each, "reason": "Why", "observedGeneration": 1}
+        for kind, each in said.items()
+    ]
+    peer = make("peer", 1) | {"status": {"conditions": conditions}}
+    bench.put(peer)
+    resource = bench.store.resources[make("key", peer)]
+    found = status.verdicts(resource, (), (), held=False, gateways=True)[2]
+    assert (found.status, found.reason) == ready
+
+
 def test_a_disabled_peer_is_not_ready_and_a_policy_needs_no_sa(bench: Any, make: Make) -> None:
     peer = make("peer", 1, disabled=True)
     policy = make("policy", "p", "peer-1", "10.244.0.0/16", "192.168.0.0/24", action="none")
