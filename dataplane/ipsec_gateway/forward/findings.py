@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from ipsec_gateway.forward.chains import Base, Flow, outcome
-from ipsec_gateway.forward.flows import wish_of
+from ipsec_gateway.forward.flows import Wish, wish_of
 from ipsec_gateway.forward.listed import NFTABLES
-from ipsec_gateway.forward.opening import remedy
+from ipsec_gateway.forward.opening import FIREWALLD, remedy
 
 #: Networks that a text names.
 _SHOWN: Final = 4
@@ -21,8 +21,8 @@ _SHOWN: Final = 4
 
 @dataclass(frozen=True, slots=True)
 class Blocked:
-    """Why packets of a peer may not pass this node. ``sure``: none of them does. ``chains`` are the
-    names of those that drop them."""
+    """Why packets of a peer may not pass this node. ``sure``: some do not, and nothing could accept
+    them. ``chains`` are the names of those that drop them."""
 
     sure: bool
     message: str
@@ -41,16 +41,18 @@ def judged(
     """By peer. ``opens``: the gateway was told to see to it itself, and could not."""
     suspects = [base for base in bases if base.suspect]
     found = {}
+    remedies = _Remedies(kernel=kernel)
     for peer, those in flows.items():
         texts, names, sure = [], [], False
+        hint = ""
         for base in suspects:
-            text, certain = _judged(base, tuple(those), kernel=kernel)
+            text, certain, helps = _judged(base, tuple(those), remedies)
             if text:
+                hint = _HINT if helps and not opens else hint
                 texts.append(text)
                 names.append(name_of(base))
                 sure = sure or certain
         if texts:
-            hint = "" if opens else _HINT
             found[peer] = Blocked(sure, "; ".join(texts) + hint, tuple(names))
     return found
 
@@ -61,7 +63,22 @@ _HINT: Final = (
 )
 
 
-def _judged(base: Base, flows: tuple[Flow, ...], *, kernel: bool) -> tuple[str, bool]:
+class _Remedies:
+    """What helps, found out once for peers that need the same."""
+
+    def __init__(self, *, kernel: bool) -> None:
+        self._kernel: Final = kernel
+        self._known: dict[tuple[int, frozenset[Wish], tuple[str, ...]], str] = {}
+
+    def of(self, base: Base, wishes: frozenset[Wish], remote: list[str]) -> str:
+        key = id(base), wishes, tuple(remote if base.table == FIREWALLD else ())
+        if key not in self._known:
+            self._known[key] = remedy(base, wishes, remote, kernel=self._kernel)
+        return self._known[key]
+
+
+def _judged(base: Base, flows: tuple[Flow, ...], remedies: _Remedies) -> tuple[str, bool, bool]:
+    """What to say, whether it is sure, and whether the gateway could open it."""
     lost: list[Flow] = []
     sure = True
     looked = [flow for flow in flows if flow.version in base.versions]
@@ -73,15 +90,16 @@ def _judged(base: Base, flows: tuple[Flow, ...], *, kernel: bool) -> tuple[str, 
             lost.append(flow)
             sure = sure and result.sure
     if not lost:
-        return "", False
+        return "", False, False
     remote = sorted({str(n) for f in lost if (n := f.source if f.side == "in" else f.destination)})
     shown = ", ".join(remote[:_SHOWN]) + (" and others" if len(remote) > _SHOWN else "")
     sides = {flow.side for flow in lost}
     ways = "to and from" if len(sides) == 2 else "to" if sides == {"out"} else "from"
     verb = "drops" if sure else "may drop"
     seen = "" if sure else "; no rule is seen that surely accepts them"
-    todo = remedy(base, {wish_of(flow) for flow in lost}, remote, kernel=kernel)
-    return (
-        f"{name_of(base)} {verb} packets {ways} {shown or 'the remote networks'}{seen}:"
-        f" on the node run {todo}"
-    ), sure
+    todo = remedies.of(base, frozenset(wish_of(flow) for flow in lost), remote)
+    help_ = (
+        f"on the node run {todo}" if todo else "a rule there names them, which is for you to mend"
+    )
+    text = f"{name_of(base)} {verb} packets {ways} {shown or 'the remote networks'}{seen}: {help_}"
+    return text, sure, bool(todo)

@@ -330,6 +330,21 @@ def test_nothing_is_claimed_of_other_versions() -> None:
     assert judged([nft()], {"a": (six,)}, **HOW)["a"].sure
 
 
+def test_what_a_rule_about_its_networks_drops_is_somebodys_will() -> None:
+    base = iptables(
+        "FORWARD -s 10.1.0.0/16 -d 10.2.0.0/16 -j DROP",
+        "FORWARD -j LAST",
+        policy="ACCEPT",
+        chains="LAST",
+    )
+    found = judged([base], {"a": (OUT, IN)}, **HOW)["a"]
+    assert found.message.endswith(
+        "to 10.2.0.0/16; no rule is seen that surely accepts them: a rule"
+        " there names them, which is for you to mend"
+    )
+    assert lines(base) == []
+
+
 def test_firewalld_is_told_in_its_own_words() -> None:
     base = nft([DROP], policy="accept", table="firewalld")
     text = judged([base], {"a": (OUT,)}, **HOW)["a"].message
