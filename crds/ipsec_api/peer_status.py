@@ -47,6 +47,28 @@ class ChildOffload(SpecModel):
     """The network device that encrypts, absent for the processor."""
 
 
+class GeneratedChild(SpecModel):
+    """What the peer has from a template, under one of its IKE SAs."""
+
+    template: Text
+    """The IPsecPolicy."""
+
+    remote_id: Annotated[str, Field(max_length=512)] = Field(default="", alias="remoteID")
+    """What the peer calls itself."""
+
+    remote_address: Text = ""
+    """The peer's address and port of the IKE SA."""
+
+    local: Annotated[tuple[Text, ...], Field(max_length=16), ListOf("atomic")] = ()
+    """Local selectors, the first of them."""
+
+    remote: Annotated[tuple[Text, ...], Field(max_length=16), ListOf("atomic")] = ()
+    """Remote selectors, the first of them."""
+
+    pairs: Annotated[int, Field(ge=0)] = 0
+    """Pairs of selectors, all of them."""
+
+
 class LastProbe(SpecModel):
     """The newest result of the probe, rounded."""
 
@@ -112,6 +134,11 @@ class IPsecPeerStatus(SpecModel):
 
     discovered_subnets: Annotated[tuple[Cidr, ...], Field(max_length=64), ListOf("atomic")] = ()
     """Local subnets found in the cluster."""
+
+    generated: (
+        Annotated[tuple[GeneratedChild, ...], Field(max_length=64), ListOf("atomic")] | None
+    ) = None
+    """What the peer has from templates, the first of it; absent where there is none."""
 
     certificate_expiry: Timestamp | None = None
     """When the first certificate in use expires."""

@@ -31,6 +31,23 @@ def own_faults(policy: IPsecPolicy) -> list[Fault]:
     return [(f"spec.proposal.{f}", reason, text) for f, reason, text in faults]
 
 
+def groups(spec: IPsecPeerSpec) -> frozenset[str]:
+    """Groups whose templates the peer may ask within."""
+    return frozenset(
+        entry.policy_template_group
+        for _, _, entry in entries(spec)
+        if entry.generate_policy != "no" and entry.policy_template_group is not None
+    )
+
+
+def unused(group: str) -> str:
+    """Why a template is not in force that nobody may ask within, and what helps."""
+    return (
+        f"no accepted peer uses group {group}: set generatePolicy and policyTemplateGroup: {group}"
+        " on an identity of an IPsecPeer"
+    )
+
+
 def peer_faults(spec: IPsecPeerSpec) -> list[Fault]:
     """What a peer cannot have along with generated policies."""
     translated = spec.subnet_mapping or (spec.nat and spec.nat.mode in ("SNAT", "Masquerade"))

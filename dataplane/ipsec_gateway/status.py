@@ -8,7 +8,7 @@ tunnel carries. ``Ready`` is the conjunction of the others.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
@@ -17,6 +17,7 @@ from ipsec_api.modeconfig import ModeConfigStatus
 from ipsec_api.peer_status import (
     ChildOffload,
     ChildSaCount,
+    GeneratedChild,
     IPsecPeerStatus,
     LastProbe,
     NatDetected,
@@ -25,6 +26,7 @@ from ipsec_api.policy import GeneratedPolicy, IPsecPolicyStatus
 from ipsec_api.rejection import Finding
 from ipsec_api.rules import SpecModel
 from ipsec_api.snapshot import IPsecPeer, IPsecPolicy
+from ipsec_api.templates import unused
 from ipsec_api.tunnel import TunnelConfig
 from ipsec_gateway.board import Cause, PeerState, fold
 from ipsec_gateway.dynamic import Generated
@@ -151,6 +153,10 @@ class StatusBoard:
         for key, uses in self._view.templates.items():
             if any(found.get(use) != self._generated.get(use) for use in uses):
                 self._dirty.add(key)
+        for use in found.keys() | self._generated.keys():
+            if found.get(use) != self._generated.get(use):
+                namespace, _, name = use[0].partition("/")
+                self._dirty.add(Key("IPsecPeer", namespace, name))
         self._generated = found
 
     def probed(self, health: Mapping[str, Health]) -> None:
@@ -252,10 +258,20 @@ class StatusBoard:
             effectiveMTU=self._mtu(name, tunnel) if up else None,
             nat_backend=self._translators or None if tunnel else None,
             hw_offload=self._offload(name, state),
+            generated=self._has(name, tunnel),
             childSAs=ChildSaCount(
                 installed=state.installed, expected=len(expected) + state.generated
             ),
         )
+
+    def _has(self, peer: str, tunnel: TunnelConfig | None) -> tuple[GeneratedChild, ...] | None:
+        """What a peer has from templates."""
+        made = [
+            _child(template.source.name, each)
+            for template in (tunnel.templates if tunnel is not None else ())
+            for each in self._generated.get((peer, entry_name(template)), ())
+        ]
+        return tuple(made[:_MOST]) or None
 
     def _offload(self, peer: str, state: PeerState) -> tuple[ChildOffload, ...] | None:
         if self._offloads is None:
@@ -409,10 +425,16 @@ def _view(in_force: InForce, intent: Intent) -> _View:
             use = (tunnel.key, entry_name(template))
             view.templates.setdefault(Key.ref(template.source), set()).add(use)
     if not in_force.objects:
-        # In a cluster there are only tunnels.
-        view.keys |= view.generations.keys()
+        # In a cluster there are only tunnels. A template may be in those of several gateways: the
+        # operator says of it what the statuses of its peers say.
+        view.keys |= view.generations.keys() - view.templates.keys()
     for problem in intent.problems:
         view.problems.setdefault(Key.ref(problem.ref), []).append(problem)
+        for peer, entry in view.templates.get(Key.ref(problem.ref), ()):
+            if not in_force.objects:
+                told = replace(problem, message=f"template {entry}: {problem.message}")
+                namespace, _, name = peer.partition("/")
+                view.problems.setdefault(Key("IPsecPeer", namespace, name), []).append(told)
     for (peer, child), owner in intent.children.items():
         key = Key.ref(owner.ref)
         view.children.setdefault(key, []).append((peer, child, owner))
@@ -462,14 +484,7 @@ def _all(verdicts: Iterable[_Verdict]) -> bool:
 
 
 def _unused(item: IPsecPolicy) -> _Verdict:
-    group = item.spec.group
-    return _Verdict(
-        "Programmed",
-        "False",
-        "Unused",
-        f"no accepted peer uses group {group}: set generatePolicy and policyTemplateGroup: {group}"
-        " on an identity of an IPsecPeer",
-    )
+    return _Verdict("Programmed", "False", "Unused", unused(item.spec.group))
 
 
 def _shown(each: Generated) -> GeneratedPolicy:
@@ -479,6 +494,17 @@ def _shown(each: Generated) -> GeneratedPolicy:
         remote_address=str(each.end),
         local=tuple(map(str, each.local[:_SHOWN])),
         remote=tuple(map(str, each.remote[:_SHOWN])),
+    )
+
+
+def _child(template: str, each: Generated) -> GeneratedChild:
+    return GeneratedChild(
+        template=template,
+        remoteID=each.remote_id[:512],
+        remote_address=str(each.end),
+        local=tuple(map(str, each.local[:_SHOWN])),
+        remote=tuple(map(str, each.remote[:_SHOWN])),
+        pairs=len(each.local) * len(each.remote),
     )
 
 

@@ -25,7 +25,7 @@ from typing import Any, Final, Literal
 from ipsec_api.cluster import DIGEST_ANNOTATION, MANAGED_BY, MANAGED_BY_LABEL, OPERATOR_MANAGER
 from ipsec_api.kinds import GROUP, KINDS, VERSION
 from ipsec_api.snapshot import IPsecPeer
-from ipsec_operator import change, daemonsets, status, tunnels
+from ipsec_operator import change, daemonsets, status, templates, tunnels
 from ipsec_operator.api import (
     CONFIG_MAPS,
     DAEMON_SETS,
@@ -173,18 +173,24 @@ class Controller:
             return
         if key not in store.judged or not store.settled(resource.unit):
             return
+        faults = store.rejections.get(key, ())
+        programmed, facts = None, None
+        if templates.is_template(resource):
+            users = store.users(key)
+            programmed = templates.programmed(resource, users, accepted=not faults)
+            facts = templates.facts(resource, users, accepted=not faults)
         verdicts = status.verdicts(
             resource,
-            store.rejections.get(key, ()),
+            faults,
             store.advice.get(key, ()),
             held=key in store.held,
             gateways=self.gateways,
+            programmed=programmed,
         )
         document = resource.document
         discovers = isinstance(document, IPsecPeer) and document.spec.local_subnets is None
-        body = status.desired(
-            resource, verdicts, store.networks.local if discovers else (), self._now()
-        )
+        local = store.networks.local if discovers else ()
+        body = status.desired(resource, verdicts, local, self._now(), facts)
         if body is None:
             return
         kind = RESOURCES[key.kind]

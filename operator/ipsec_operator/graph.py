@@ -91,6 +91,10 @@ class Graph:
             concerned |= self.neighbours(unit)
         return concerned
 
+    def sharing(self, token: Token) -> frozenset[Key]:
+        """Units that have this interest."""
+        return frozenset(self._tokens.get(token, ()))
+
     def neighbours(self, unit: Key) -> set[Key]:
         """Units that share an interest with this one, without itself."""
         interests = self._units.get(unit)

@@ -11,6 +11,8 @@ IPsecPeer    Programmed, Established, and Healthy where the gateway measures it
 IPsecPolicy  Programmed, and Established where the gateway says something about it
 ModeConfig   nothing
 ===========  =======================================================================================
+
+Of a template no gateway has the word: ``Programmed`` and the rest are ours too (``templates``).
 """
 
 from __future__ import annotations
@@ -53,12 +55,22 @@ def verdicts(
     *,
     held: bool,
     gateways: bool,
-) -> tuple[Verdict, Verdict, Verdict]:
+    programmed: Verdict | None = None,
+) -> tuple[Verdict, ...]:
     """Accepted, ResolvedRefs and Ready. ``held``: an earlier version is in force; ``gateways``:
-    some gateway is alive."""
+    some gateway is alive. ``programmed`` is one more where no gateway says it."""
     accepted = _judged("Accepted", rejections, advice, held)
     resolved = _judged("ResolvedRefs", rejections, advice, held)
-    return accepted, resolved, _ready(resource, accepted, resolved, gateways=gateways)
+    found = conditions(resource.status)
+    if programmed is not None:
+        said = {"status": programmed.status, "reason": programmed.reason}
+        generation = resource.ref.generation
+        found["Programmed"] = said | {
+            "message": programmed.message,
+            "observedGeneration": generation,
+        }
+    ready = _ready(resource, accepted, resolved, found, gateways=gateways)
+    return accepted, resolved, *((programmed,) if programmed is not None else ()), ready
 
 
 def _judged(
@@ -78,7 +90,14 @@ def _said(finding: Finding) -> str:
     return f"{finding.field}: {finding.message}" if finding.field else finding.message
 
 
-def _ready(resource: Resource, accepted: Verdict, resolved: Verdict, *, gateways: bool) -> Verdict:
+def _ready(
+    resource: Resource,
+    accepted: Verdict,
+    resolved: Verdict,
+    found: Mapping[str, Mapping[str, Any]],
+    *,
+    gateways: bool,
+) -> Verdict:
     for verdict in (accepted, resolved):
         if verdict.status != "True":
             return Verdict("Ready", "False", verdict.reason, verdict.message)
@@ -90,7 +109,6 @@ def _ready(resource: Resource, accepted: Verdict, resolved: Verdict, *, gateways
     if not gateways:
         text = "no gateway is alive: label a node with kubeipsec.dev/gateway=true, and see its pod"
         return Verdict("Ready", "False", "NoGatewayNode", text)
-    found = conditions(resource.status)
     for name in _COUNTED:
         condition = found.get(name)
         if name == "Forwarding" and condition and condition.get("status") == "Unknown":
@@ -118,12 +136,16 @@ def conditions(status: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 
 
 def desired(
-    resource: Resource, found: Iterable[Verdict], discovered: Sequence[str], now: str
+    resource: Resource,
+    found: Iterable[Verdict],
+    discovered: Sequence[str],
+    now: str,
+    facts: Mapping[str, Any] | None = None,
 ) -> dict[str, Any] | None:
     """The document for server-side apply on ``/status``, or None where nothing would change.
 
     ``now`` is the time in RFC 3339; a condition keeps the time of its last change of ``status``.
-    ``discovered`` are the local networks of a peer that names none.
+    ``discovered`` are the local networks of a peer that names none; ``facts`` are other fields.
     """
     generation = resource.ref.generation
     before = conditions(resource.status)
@@ -147,6 +169,9 @@ def desired(
         same = same and list(resource.status.get("discoveredSubnets") or ()) == list(discovered)
         if discovered:
             status["discoveredSubnets"] = list(discovered)
+    for name, value in (facts or {}).items():
+        same = same and resource.status.get(name) == value
+        status[name] = value
     if same:
         return None
     return {

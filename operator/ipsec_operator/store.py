@@ -22,6 +22,7 @@ from ipsec_api.documents import InvalidObject, parse_object
 from ipsec_api.kinds import KINDS
 from ipsec_api.rejection import Finding, Rejection
 from ipsec_api.snapshot import IPsecPeer, IPsecPolicy, ModeConfig, ObjectMeta, Secret
+from ipsec_api.templates import groups
 from ipsec_api.tunnel import ObjectRef
 from ipsec_operator.graph import Graph, Interests, Key, endpoint_of, interests_of, references
 from ipsec_operator.judge import Document, Judgement, Members, judge
@@ -107,6 +108,7 @@ class Store:
         self.resources[new.key] = new
         if old is not None and old.document is new.document and old.faults == new.faults:
             self._mark("status", new.key)
+            self._mark_templates(new)
             return
         if old is not None and old.unit != new.unit:
             self._leave(old)
@@ -114,6 +116,31 @@ class Store:
         self._soil(new.unit)
         self._reindex(new.unit)
         self._mark("status", new.key)
+
+    def users(self, template: Key) -> tuple[Resource, ...]:
+        """Peers that are in force and may ask within this template, by name."""
+        document = self.resources[template].document
+        if not isinstance(document, IPsecPolicy):
+            return ()
+        group = document.spec.group
+        units = self._graph.sharing(("group", template.namespace, group))
+        return tuple(
+            found
+            for unit in sorted(units)
+            if (found := self.resources.get(unit)) is not None
+            and isinstance(found.document, IPsecPeer)
+            and not found.disabled
+            and not self.rejections.get(unit)
+            and group in groups(found.document.spec)
+        )
+
+    def _mark_templates(self, peer: Resource) -> None:
+        """What gateways say of a peer is part of what there is to say of its templates."""
+        if isinstance(peer.document, IPsecPeer):
+            for group in groups(peer.document.spec):
+                unit = Key("TemplateGroup", peer.key.namespace, group)
+                for key in self._members.get(unit, ()):
+                    self._mark("status", key)
 
     def _knows(self, raw: Mapping[str, Any]) -> bool:
         """Whether this very version was seen before: each of our own writes comes back."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from ipsec_gateway.dynamic import Generated
-from ipsec_gateway.facts import Facts
+from ipsec_gateway.facts import Facts, Problem
 from ipsec_gateway.intent import intent
 from ipsec_gateway.lastgood import InForce, Key, LastGood
 from ipsec_gateway.logs import describe
@@ -123,6 +124,32 @@ def test_who_has_what(rig: Rig) -> None:
     assert (status["dynamic"], status["selectorsInstalled"], status["generated"]) == (False, 0, [])
 
 
+def test_in_a_cluster_the_peer_says_what_it_has_and_the_template_is_the_operators(
+    rig: Rig,
+) -> None:
+    rig.apply()
+    tunnels = InForce(tunnels=rig.found.tunnels)
+    rig.board.configured(tunnels, intent(tunnels.tunnels, Facts()))
+    rig.board.changes()
+    assert set(rig.board.all()) == {PEER}
+    assert "generated" not in rig.status(PEER)
+    rig.ike_up()
+    rig.board.generated([rig.child_up(1)])
+    assert set(rig.board.changes()) == {PEER}
+    assert rig.status(PEER)["generated"] == [
+        {
+            "template": "pool",
+            "remoteID": "w1",
+            "remoteAddress": "198.51.100.7:4500",
+            "local": ["10.1.0.0/16"],
+            "remote": ["10.99.0.1/32"],
+            "pairs": 1,
+        }
+    ]
+    rig.board.generated([])
+    assert "generated" not in rig.status(PEER)
+
+
 def test_only_what_changes_is_written(rig: Rig) -> None:
     rig.apply()
     one = rig.child_up(1)
@@ -182,9 +209,11 @@ def test_a_template_that_does_nothing(rig: Rig, change, state: str, reason: str)
     assert rig.condition("Programmed")[:2] == ("False", reason)
 
 
-def test_in_a_cluster_there_are_only_tunnels(rig: Rig) -> None:
+def test_in_a_cluster_the_peer_says_what_is_wrong_with_its_template(rig: Rig) -> None:
     rig.apply()
     alone = InForce(tunnels=rig.found.tunnels)
-    rig.board.configured(alone, intent(alone.tunnels, Facts()))
-    assert rig.status()["state"] == "Template"
-    assert rig.condition("Ready")[0] == "True"
+    (template,) = alone.tunnels[0].templates
+    bad = Problem(template.source, "UnsupportedByDataplane", "no such cipher here")
+    rig.board.configured(alone, replace(intent(alone.tunnels, Facts()), problems=(bad,)))
+    said = rig.condition("Programmed", PEER)
+    assert said == ("False", "UnsupportedByDataplane", "template pool: no such cipher here")
