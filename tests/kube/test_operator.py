@@ -10,6 +10,7 @@ import json
 import time
 import uuid
 from datetime import UTC, datetime
+from functools import partial
 
 import pytest
 
@@ -180,6 +181,34 @@ def test_operator_and_gateways_each_own_their_fields_of_a_status(user, name):
     assert "Accepted" not in owners[GATEWAY_MANAGER]
     assert "kopf" not in json.dumps(item["metadata"])
     assert "finalizers" not in item["metadata"]
+
+
+def test_a_template_lists_what_the_peers_of_all_gateways_have(user, name, request):
+    group, peers = f"group-{name}", (name, f"{name}-b")
+    pool = user._object(API_VERSION, "IPsecPolicy", f"pool-{name}")
+    selectors = [{"src": "10.244.0.0/16", "dst": "10.99.0.0/24"}]
+    pool["spec"] = {"template": True, "group": group, "selectors": selectors}
+    user.cluster.apply(pool)
+    for kind, made in (("IPsecPolicy", f"pool-{name}"), ("IPsecPeer", peers[1])):
+        request.addfinalizer(partial(user.cluster.delete, kind, user.namespace, made))
+    for number, peer in enumerate(peers):
+        asks = {
+            "method": "preSharedKey",
+            "secretRef": {"name": peer},
+            "generatePolicy": "port-strict",
+            "policyTemplateGroup": group,
+        }
+        user.running(peer, authentication=asks)
+        has = {"template": f"pool-{name}", "remote": [f"10.99.0.{number}/32"], "pairs": 1}
+        said_by_gateway(user, peer, activeGateway=f"node-{number}", generated=[has])
+
+    def both():
+        status = user.cluster.get("IPsecPolicy", user.namespace, f"pool-{name}").get("status", {})
+        return status if len(status.get("generated", ())) == 2 else None
+
+    status = until(both, "the template's status has both")
+    assert {each["peer"] for each in status["generated"]} == set(peers)
+    assert (status["state"], status["selectorsInstalled"]) == ("Template", 2)
 
 
 def test_ready_is_what_all_of_them_say(user, name):
