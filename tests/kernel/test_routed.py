@@ -123,6 +123,27 @@ def test_everything_is_for_the_tunnel_and_only_routes_lead_there(
     rig.gateway.wait(lambda: "mtu 1446 " in links(top.gw_a), "the MTU of AES-GCM over IPv4")
 
 
+def test_a_node_that_forwards_nothing_is_opened_for_the_interface(routed: KernelRig) -> None:
+    rig, top = routed, routed.topology
+    top.gw_a.nft(
+        "table inet node { chain f { type filter hook forward priority 0; policy drop; }; }"
+    )
+    show = ("nft", "list", "table", "inet", "node")
+    before = top.gw_a.run(*show)
+    try:
+        theirs = connection(rig)
+        rig.start_theirs(theirs)
+        rig.start_ours(rig.documents(policies=[office()]), "--open-forward")
+        rig.wait_up(theirs)
+        rig.exchange_traffic(lan=(0, 1))
+        assert f'oifname "{NAME}"' in top.gw_a.run(*show)
+        assert rig.gateway.stop() == 0
+        assert rig.gateway.cleanup() == 0
+        assert top.gw_a.run(*show) == before
+    finally:
+        top.gw_a.nft("delete table inet node")
+
+
 def test_a_restart_goes_on_and_deletion_leaves_nothing(
     routed: KernelRig, record_property: Any
 ) -> None:
