@@ -10,6 +10,7 @@ from typing import Final
 
 # asm-generic/socket.h
 SO_MARK: Final = 36
+SO_ATTACH_FILTER: Final = 26
 SO_ATTACH_REUSEPORT_CBPF: Final = 51
 SO_RCVBUFFORCE: Final = 33
 SO_SNDBUFFORCE: Final = 32

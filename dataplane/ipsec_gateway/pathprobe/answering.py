@@ -1,8 +1,9 @@
 """The responder's sockets: the shell around ``responder``.
 
 Clear text is kept away by the guard (``protected.protected_services``), and once more here: where a
-device carries what tunnels bring, nothing else is answered, and what this node sends to itself is
-never. So ``serve`` comes after the guard; what has come to the port before is thrown away.
+device carries what tunnels bring, nothing else is answered. What this node sends to itself, which
+the guard does not look at, never gets to the sockets. ``serve`` comes after the guard; what has
+come to the port before is thrown away.
 """
 
 from __future__ import annotations
@@ -134,10 +135,10 @@ class ProbeResponder(Collector):
 
     def _brought(self, interface: int) -> bool:
         """Whether what comes by this interface came out of an SA, as far as it can be seen here."""
+        if self._device is None:
+            return True
         try:
-            if self._device is not None:
-                return interface == socket.if_nametoindex(self._device)
-            return interface != socket.if_nametoindex("lo")
+            return interface == socket.if_nametoindex(self._device)
         except OSError:
             # There is no such device (any more).
             return False
@@ -149,7 +150,7 @@ class _NoFamily(Exception):
 
 def _open(family: int, port: int) -> socket.socket:
     try:
-        return pinned.udp(family, port)
+        return pinned.udp(family, port, outside=True)
     except OSError as exc:
         if exc.errno in _NO_FAMILY:
             raise _NoFamily from exc

@@ -6,6 +6,7 @@ protected at all.
 
 from __future__ import annotations
 
+import ctypes
 import ipaddress
 import socket
 import struct
@@ -18,6 +19,20 @@ _PMTUDISC_PROBE, _PMTUDISC_WANT = 3, 1
 
 _INFO4: Final = struct.Struct("=i4s4s")
 _INFO6: Final = struct.Struct("=16si")
+
+# Classic BPF (linux/filter.h): load the number of the device that brought it; 1, the loopback, is
+# dropped. Ancillary data is no help: for what is local it names the device that has the address.
+_LD_W_ABS, _JEQ_K, _RET_K = 0x20, 0x15, 0x06
+_AD_IFINDEX: Final = (-0x1000 + 8) & 0xFFFFFFFF
+_PROGRAM: Final = b"".join(
+    struct.pack("=HBBI", *instruction)
+    for instruction in (
+        (_LD_W_ABS, 0, 0, _AD_IFINDEX),
+        (_JEQ_K, 0, 1, 1),
+        (_RET_K, 0, 0, 0),
+        (_RET_K, 0, 0, 0xFFFFFFFF),
+    )
+)
 
 Control = tuple[int, int, bytes]
 
@@ -39,11 +54,13 @@ def fragment(sock: socket.socket, *, never: bool) -> None:
         sock.setsockopt(socket.IPPROTO_IPV6, linux.IPV6_MTU_DISCOVER, mode)
 
 
-def udp(family: int, port: int) -> socket.socket:
+def udp(family: int, port: int, *, outside: bool = False) -> socket.socket:
     """A UDP socket at every address of one IP version that says to which one a datagram came.
-    Raises OSError."""
+    ``outside``: what the node sends to itself never gets there. Raises OSError."""
     sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     try:
+        if outside:
+            _refuse_loopback(sock)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             sock.setsockopt(socket.IPPROTO_IPV6, linux.IPV6_RECVPKTINFO, 1)
@@ -55,3 +72,9 @@ def udp(family: int, port: int) -> socket.socket:
         sock.close()
         raise
     return sock
+
+
+def _refuse_loopback(sock: socket.socket) -> None:
+    program = ctypes.create_string_buffer(_PROGRAM, len(_PROGRAM))
+    header = struct.pack("@HP", len(_PROGRAM) // 8, ctypes.addressof(program))
+    sock.setsockopt(socket.SOL_SOCKET, linux.SO_ATTACH_FILTER, header)
