@@ -374,8 +374,8 @@ class Gateway:
         if self._forwarding is None or self._basis is None or self.pump.backend is None:
             return
         found = await self._forwarding.look(self._here.wanted(), self._basis[1].addresses)
-        self.board.forwarded(found)
-        self._reports.changed.set()
+        if self.board.forwarded(found):
+            self._reports.changed.set()
 
     async def _guard(self, mtu: int | None) -> None:
         """Put the nftables table in place."""

@@ -123,13 +123,16 @@ class StatusBoard:
             self._translators = translators
             self._dirty |= self._view.keys
 
-    def forwarded(self, blocked: Mapping[str, Blocked]) -> None:
-        """Who else on this node may drop what tunnels carry, by peer."""
+    def forwarded(self, blocked: Mapping[str, Blocked]) -> bool:
+        """Who else on this node may drop what tunnels carry, by peer. Returns whether it is new."""
+        if blocked == self._blocked:
+            return False
         for peer in blocked.keys() | self._blocked.keys():
             if blocked.get(peer) != self._blocked.get(peer):
                 namespace, _, name = peer.partition("/")
                 self._dirty.add(Key("IPsecPeer", namespace, name))
         self._blocked = blocked
+        return True
 
     def offloaded(self, devices: Mapping[tuple[int, Direction], str] | None) -> None:
         """Network devices that compute SAs, by reqid; None where nobody asks for any."""
