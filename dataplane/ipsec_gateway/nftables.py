@@ -72,15 +72,24 @@ class Ruleset:
 
 
 class _Rule(NamedTuple):
-    """One look-up of the chains ``policy_out`` and ``policy_in``."""
+    """One look-up of the policies."""
 
     version: int
     variant: Variant
     set: str
     #: The mark bits of the verdict.
     bits: str
-    #: Whether a tunnel carries it.
-    steers: bool
+    verdict: Verdict
+
+    @property
+    def steers(self) -> bool:
+        """Whether a tunnel carries it."""
+        return self.verdict in (Verdict.REQUIRE, Verdict.USE)
+
+    @property
+    def drops(self) -> str:
+        """The chains that drop it in clear text, or anyway; empty if nothing does."""
+        return {Verdict.REQUIRE: "protected", Verdict.DISCARD: "discarded"}.get(self.verdict, "")
 
     def match(self, reverse: bool) -> str:
         """The expression; ``reverse`` looks at a packet from the other direction."""
@@ -106,6 +115,7 @@ def ruleset(
     services: Iterable[ProtectedService] = (),
     interfaces: Iterable[Interface] = (),
     numbers: Numbers = DEFAULT,
+    keep: bool = True,
 ) -> Ruleset:
     """The table for these steps.
 
@@ -114,7 +124,10 @@ def ruleset(
     by the TCP MSS they get. ``translations`` are what has other addresses inside its tunnel;
     ``untracked`` skips connection tracking, ``untracked_own`` also where it is this node's own.
     ``services`` are reached out of SAs only; ``interfaces`` carry what is routed into them.
+    ``keep`` is whether sources are kept from others' translation, which has the kernel track all
+    connections.
     """
+    translations = tuple(translations)
     sets: dict[str, NftSet] = {}
     rules = _rules("step", steps, sets, numbers)
     notrack = _rules("untracked", untracked, sets, numbers)
@@ -148,14 +161,14 @@ def ruleset(
         rules=rules,
         notrack=notrack,
         notrack_own=notrack_own,
-        translations=tuple(translations),
+        translations=translations,
         device=device,
         mtu=mtu,
         clamps=mss,
-        keep=hex(numbers.keep),
+        keep=keep or bool(translations),
+        others=hex(numbers.keep),
         mask=hex(numbers.mask),
         both=hex(numbers.steer | numbers.guard),
-        all=hex(numbers.mask),
         guard=hex(numbers.guard),
         bypass=hex(numbers.bypass),
     )
@@ -178,8 +191,8 @@ def _rules(
                 {_element(e): e.name for e in elements},
                 f"local . remote, {_MEANING[step.verdict]}",
             )
-            bits = step.verdict.bits(numbers)
-            rules.append(_Rule(version, variant, name, hex(bits), bool(bits & numbers.steer)))
+            bits = hex(step.verdict.bits(numbers))
+            rules.append(_Rule(version, variant, name, bits, step.verdict))
     return rules
 
 
