@@ -216,6 +216,8 @@ def gateway(
         numbers=numbers,
         open_forward=open_forward,
         probe_responder=responder,
+        # Nodes of a cluster translate sources, if not now, then as soon as its agents are up.
+        lazy_tracking=not in_cluster,
     )
     make_backend: Callable[[IkeSockets], IpsecBackend] = _userspace
     if kernel is not None and in_kernel:

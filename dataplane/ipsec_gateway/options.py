@@ -38,6 +38,8 @@ class Options:
     numbers: Numbers = DEFAULT
     #: Put rules that let tunnels' traffic pass into others' chains on the forward hook.
     open_forward: bool = False
+    #: Have the kernel track connections only where somebody translates sources.
+    lazy_tracking: bool = False
     #: Answer probes of other gateways by UDP.
     probe_responder: bool = True
     name: str = field(default_factory=socket.gethostname)

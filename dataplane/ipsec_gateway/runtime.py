@@ -41,7 +41,7 @@ from ipsec_gateway.lastgood import InForce, LastGood
 from ipsec_gateway.links import Links
 from ipsec_gateway.logs import log_event
 from ipsec_gateway.metrics import Metrics
-from ipsec_gateway.monitor import Monitor
+from ipsec_gateway.monitor import CHAINS, Monitor
 from ipsec_gateway.options import Options
 from ipsec_gateway.pathprobe.answering import ProbeResponder
 from ipsec_gateway.pathprobe.prober import Prober, subjects
@@ -56,6 +56,7 @@ from ipsec_gateway.status import StatusBoard
 from ipsec_gateway.steering import Steering, device_mtu
 from ipsec_gateway.survey import Survey
 from ipsec_gateway.tools import ToolError
+from ipsec_gateway.translators import legacy_tables
 from ipsec_gateway.udp import IkeSockets
 from ipsec_ike.engine import Engine
 from ipsec_ike.events import ChildSaDown, ChildSaUp, Event, IkeSaDown, PeerMoved, Reason
@@ -115,12 +116,17 @@ class Gateway:
         self.metrics.registry.register(self._prober)
         self._memory: Final = LastGood()
         self._resolver: Final = Resolver(self._wake_up, numbers=options.numbers)
-        self._monitor: Final = Monitor(self._moved, self._loop)
+        self._monitors: Final = (
+            Monitor(self._moved, self._loop),
+            Monitor(self._translated, self._loop, CHAINS),
+        )
         self._handover: Final = Handover(options.resume, self.pump, self._loop)
         self._goodbye = options.goodbye or options.resume is None
         steered = options.kernel or options.device is not None
         self._steering: Final = (
-            Steering(options.device, numbers=options.numbers) if steered else None
+            Steering(options.device, numbers=options.numbers, lazy=options.lazy_tracking)
+            if steered
+            else None
         )
         self._forwarding: Final = (
             Forwarding(options.device, opens=options.open_forward, clock=self._loop.time)
@@ -164,6 +170,8 @@ class Gateway:
         self._wake: Final = asyncio.Event()
         self._stop: Final = asyncio.Event()
         self._failure: BaseException | None = None
+        #: Tables of legacy iptables.
+        self._legacy = legacy_tables()
         self._arrivals: asyncio.TimerHandle | None = None
         self._told: set[str] = set()
 
@@ -195,7 +203,8 @@ class Gateway:
                 await _serve(server, *self._options.listen)
             self._handover.open()
             self._sockets.attach(self._loop)
-            self._monitor.open()
+            for monitor in self._monitors:
+                monitor.open()
             log.info("IKE on UDP ports %s", " and ".join(map(str, self._sockets.ports)))
             work = (
                 self._reconcile_forever(),
@@ -221,7 +230,8 @@ class Gateway:
                 self._handover.crashed()
                 if self.pump.backend is not None:
                     await self.pump.backend.close(remove=False)
-            self._monitor.close()
+            for monitor in self._monitors:
+                monitor.close()
             self._responder.close()
             await self._resolver.close()
             self.pump.close()
@@ -270,6 +280,11 @@ class Gateway:
         """An address or the default route changed: routes of ours may have gone with it."""
         self._done = None
         self._wake_up()
+
+    def _translated(self) -> None:
+        """Somebody may translate sources who did not before."""
+        if self._steering is not None and self._steering.suspect():
+            self._moved()
 
     async def _reconcile_forever(self) -> None:
         wait = UPKEEP
@@ -532,6 +547,11 @@ class Gateway:
             await asyncio.sleep(POLL)
             await self.pump.poll()
             self._measure()
+            # Of these the kernel tells nobody.
+            legacy = legacy_tables()
+            if legacy != self._legacy:
+                self._legacy = legacy
+                self._translated()
 
     # The watchdog.
 

@@ -60,8 +60,15 @@ class Steering:
         device: str | None,
         sysctls: Sysctls | None = None,
         numbers: Numbers = DEFAULT,
+        lazy: bool = False,
     ) -> None:
+        """``lazy``: sources are kept from others' translation once somebody translates, and not
+        before: the kernel need not track connections where nobody does. ``suspect`` says that
+        somebody may have begun; what he gets hold of meanwhile is dropped by the guard."""
         self.device = device
+        self._keep = not lazy
+        #: Whether somebody may translate who did not when it was looked at.
+        self._suspected = True
         self.numbers = numbers
         self.sysctls = sysctls or Sysctls()
         self._told: set[str] = set()
@@ -91,7 +98,12 @@ class Steering:
         for mss, nets in (measured or {}).items():
             clamps[mss] = collapsed((*clamps.get(mss, ()), *nets))
         views = (intent.translations, intent.untracked, intent.services, intent.interfaces)
-        basis = (intent.policies, clamps, live, mtu, retained, views)
+        if self._suspected and not self._keep:
+            self._suspected = False
+            self._keep = await self.translators() != translators.NONE
+            # What they have translated meanwhile starts anew.
+            self._flushed = frozenset()
+        basis = (intent.policies, clamps, live, mtu, retained, views, self._keep)
         if self._guard is not None and basis == self._basis:
             return
         desired = nftables.ruleset(
@@ -112,6 +124,7 @@ class Steering:
             services=intent.services,
             interfaces=intent.interfaces,
             numbers=self.numbers,
+            keep=self._keep,
         )
         if self._guard is not None:
             try:
@@ -235,6 +248,12 @@ class Steering:
         """Take the guard away: the last of all steps."""
         await run("nft", "-f", "-", script=nftables.remove())
         self._guard = None
+
+    def suspect(self) -> bool:
+        """Somebody may translate sources from now on: the next ``guard`` looks. Returns whether
+        that would change anything."""
+        self._suspected = True
+        return not self._keep
 
     async def translators(self) -> str:
         """Who else translates sources on this node."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
-from ipsec_gateway.monitor import GROUPS, Monitor, relevant
+from ipsec_gateway.marks import NFT_TABLE
+from ipsec_gateway.monitor import CHAINS, WAYS, Monitor, Topic, foreign_chain, other_way
 from ipsec_lab.netns import Namespace
 
 
@@ -38,16 +39,33 @@ def ns() -> Iterator[Namespace]:
     ],
 )
 def test_what_is_heard(ns: Namespace, change: str, heard: bool) -> None:
-    with ns.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as sock:
-        sock.bind((0, GROUPS))
-        ns.ip(change)
+    assert any(told(ns, WAYS, lambda: ns.ip(change))) is heard
+
+
+@pytest.mark.parametrize(
+    ("change", "heard"),
+    [
+        ("table ip nat { chain post { type nat hook postrouting priority 100; }\n }", True),
+        ("table inet other { chain regular {\n }\n }", True),
+        ("table inet other { set s { type ipv4_addr; }\n }", False),
+        (f"table inet {NFT_TABLE} {{ chain c {{ type nat hook input priority 0; }}\n }}", False),
+    ],
+)
+def test_what_is_heard_of_chains(ns: Namespace, change: str, heard: bool) -> None:
+    assert any(told(ns, CHAINS, lambda: ns.nft(change))) is heard
+
+
+def told(ns: Namespace, topic: Topic, change: Callable[[], None]) -> list[bool]:
+    with ns.socket(socket.AF_NETLINK, socket.SOCK_RAW, topic.protocol) as sock:
+        sock.bind((0, topic.groups))
+        change()
         # The kernel has queued all of it before the command ended.
         sock.setblocking(False)
-        told = []
+        found = []
         with contextlib.suppress(BlockingIOError):
             while True:
-                told.append(relevant(sock.recv(1 << 16)))
-    assert any(told) is heard
+                found.append(topic.relevant(sock.recv(1 << 16)))
+    return found
 
 
 def test_a_change_wakes(ns: Namespace) -> None:
@@ -66,4 +84,5 @@ def test_a_change_wakes(ns: Namespace) -> None:
 
 def test_what_is_cut_short_is_nothing() -> None:
     for data in (b"", bytes(15), bytes(16), b"\x20\0\0\0\x14\0" + bytes(10), b"\xff" * 40):
-        assert not relevant(data)
+        assert not other_way(data)
+        assert not foreign_chain(data)
