@@ -9,7 +9,7 @@ from ipsec_gateway.marks import NFT_TABLE
 from ipsec_lab import manifests
 from ipsec_lab.interop import CHILD, CONNECTION, GCM, PEER, SUITES
 from ipsec_lab.kernel_rig import KernelRig
-from ipsec_lab.masquerades import LEGACY, NFT, ROUTER
+from ipsec_lab.masquerades import NFT, ROUTER
 from ipsec_lab.traffic import ConstantPing, ping, ping_until
 
 pytestmark = pytest.mark.strongswan
@@ -281,19 +281,17 @@ class TestUnderPing:
         assert result.lost == ()
 
 
-@pytest.mark.parametrize("tool", [LEGACY, NFT])
-def test_masquerade_that_comes_later(rig: KernelRig, tool: str) -> None:
+def test_masquerade_that_comes_later(rig: KernelRig) -> None:
     """Nobody translated before, so nothing was tracked: what is translated until that has changed
     is dropped, never sent in clear text, which the rig sees to."""
     rig.connect("initiator", rig.documents(), rig.connection())
     gateway, top = rig.topology.gw_a, rig.topology
     assert "type nat" not in gateway.run("nft", "list", "table", "inet", NFT_TABLE)
     with ConstantPing(top.lan_a, top.b.host()):
-        ROUTER.set_up(gateway, tool)
+        ROUTER.set_up(gateway, NFT)
         rig.gateway.wait(
             lambda: "type nat" in gateway.run("nft", "list", "table", "inet", NFT_TABLE),
             "sources are kept",
         )
         ping_until(top.lan_a, top.b.host(), timeout=60)
     assert ping(top.lan_a, top.b.host(), count=3, wait=10).received == 3
-    gateway.run(tool, "-t", "nat", "-F")
