@@ -2,7 +2,8 @@
 
 Tests marked ``root`` or ``strongswan`` use network namespaces, real sockets and daemons. They come
 last and stay on one xdist worker, so that they do not share the processors with the rest. Those of
-the kernel tier all run in one virtual machine, which takes longest: one worker begins with them.
+the kernel tier run in one virtual machine, which takes longest: workers begin with them, two if
+there are as many, each with half of the tests in a machine of its own.
 
 Where such a tier cannot run its tests are skipped, with the reason in one line. With
 ``KUBE_IPSEC_REQUIRE_TIERS=1`` (``.ci/run``) a skip in them is a failure, so that nothing goes green
@@ -36,6 +37,9 @@ FOLDERS = {
     "kube": ("kube",),
 }
 
+#: Files of the kernel tier that come to half of its time.
+FIRST_HALF = frozenset({"test_bench.py", "test_gateway.py", "test_resume.py"})
+
 
 @functools.cache
 def _missing_root() -> str | None:
@@ -68,10 +72,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None]:
         for marker in FOLDERS.get(item.path.relative_to(here).parts[0], ()):
             item.add_marker(marker)
         if tiers := _tiers(item):
-            group = next((each for each in ("kernel", "kube") if each in tiers), "network")
-            item.add_marker(pytest.mark.xdist_group(group))
+            item.add_marker(pytest.mark.xdist_group(_group(item, tiers)))
     items.sort(key=_turn)
     return (yield)
+
+
+def _group(item: pytest.Item, tiers: list[str]) -> str:
+    if "kernel" in tiers:
+        return "kernel" if item.path.name in FIRST_HALF else "kernel2"
+    return "kube" if "kube" in tiers else "network"
 
 
 def _turn(item: pytest.Item) -> int:

@@ -1,10 +1,11 @@
-"""The kernel tier: on the host, one boot runs all of its tests; in the guest, they are run.
+"""The kernel tier: on the host, one boot runs all of a worker's tests; in the guest, they are run.
 
 On the host the protocol of each test is replaced: the reports that the guest has made of it, with
 its captured output, are passed on as if it had run here. A guest that ends or falls silent fails
 the tests that have no report yet, with the end of its console as the reason.
 """
 
+import os
 from collections import defaultdict
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -24,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class Remote:
-    """Runs the tests of a session in a guest; booted when the first of them is due."""
+    """Runs tests in a guest; booted when the first of them is due."""
 
     def __init__(self, nodes: list[str], options: list[str]) -> None:
         self._nodes = nodes
@@ -73,7 +74,7 @@ class Remote:
             self._guest.close()
 
 
-_REMOTE: pytest.StashKey[Remote] = pytest.StashKey()
+_REMOTES: pytest.StashKey[dict[str, Remote]] = pytest.StashKey()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -97,14 +98,18 @@ def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
     if guest_inside.inside() or _lacking(item) is not None:
         return None  # as everywhere: it is run, or skipped with the reason
     config = item.config
-    if _REMOTE not in config.stash:
-        items = [i for i in _of_the_kernel_tier(item.session.items) if _lacking(i) is None]
-        remote = Remote([_node(i) for i in items], ["-x"] if config.getoption("maxfail") else [])
-        config.stash[_REMOTE] = remote
-        config.add_cleanup(remote.close)
+    remotes = config.stash.setdefault(_REMOTES, {})
+    if (group := _group_of(item)) not in remotes:
+        nodes = [
+            _node(each)
+            for each in _of_the_kernel_tier(item.session.items)
+            if _lacking(each) is None and _group_of(each) == group
+        ]
+        remotes[group] = Remote(nodes, ["-x"] if config.getoption("maxfail") else [])
+        config.add_cleanup(remotes[group].close)
     hook = item.ihook
     hook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
-    said, problem = config.stash[_REMOTE].reports(_node(item))
+    said, problem = remotes[group].reports(_node(item))
     for data in said:
         report = hook.pytest_report_from_serializable(config=config, data=data)
         report.nodeid = item.nodeid  # xdist adds the group to it
@@ -122,6 +127,13 @@ def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
         )
     hook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
     return True
+
+
+def _group_of(item: pytest.Item) -> str:
+    """Tests of one group come to one worker; without workers there is one group."""
+    group = item.get_closest_marker("xdist_group")
+    assert group is not None
+    return str(group.args[0]) if "PYTEST_XDIST_WORKER" in os.environ else ""
 
 
 def _node(item: pytest.Item) -> str:
