@@ -13,7 +13,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import yaml
 from pydantic import ValidationError
@@ -112,8 +112,13 @@ class _Fault(Exception):
         self.message = message
 
 
-class _Loader(yaml.SafeLoader):
+class _Strict:
     """YAML as Kubernetes reads it: dates are text, and a key may be there only once."""
+
+    yaml_implicit_resolvers: ClassVar = {
+        first: [(tag, regexp) for tag, regexp in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -122,13 +127,36 @@ class _Loader(yaml.SafeLoader):
                 if key.value in seen:
                     raise yaml.constructor.ConstructorError(None, None, "twice", key.start_mark)
                 seen.add(key.value)
-        return super().construct_mapping(node, deep=deep)
+        found: dict[Any, Any] = super().construct_mapping(node, deep=deep)  # type: ignore[misc]  # a loader's
+        return found
 
 
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, regexp) for tag, regexp in resolvers if tag != "tag:yaml.org,2002:timestamp"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
+class _Loader(_Strict, yaml.SafeLoader):
+    """In Python, which says best what is wrong."""
+
+
+#: By libyaml where PyYAML was built with it, as its wheels are: several times as fast.
+_LIBYAML: Final[Any] = getattr(yaml, "CSafeLoader", None)
+_Fast: Final[Any] = _Loader if _LIBYAML is None else type("_Fast", (_Strict, _LIBYAML), {})
+#: Levels that the fast loader is given. It follows each by a call, and ends the process where the
+#: stack does.
+_MAX_DEPTH: Final = 64
+
+
+def loader(text: str) -> Any:
+    """A safe loader of PyYAML for this text: the fast one for what is well-formed and shallow."""
+    depth = 0
+    try:
+        for event in yaml.parse(text, Loader=_Fast):
+            if isinstance(event, yaml.events.CollectionStartEvent):
+                depth += 1
+                if depth > _MAX_DEPTH:
+                    return _Loader
+            elif isinstance(event, yaml.events.CollectionEndEvent):
+                depth -= 1
+    except (yaml.YAMLError, ValueError):
+        return _Loader
+    return _Fast
 
 
 def parse(text: str, *, file: str = "") -> Documents:
@@ -141,7 +169,7 @@ def parse(text: str, *, file: str = "") -> Documents:
     objects: list[Document] = []
     errors: list[DocumentError] = []
     warnings: list[DocumentWarning] = []
-    documents = yaml.load_all(text, Loader=_Loader)  # a SafeLoader
+    documents = yaml.load_all(text, Loader=loader(text))  # a safe one
     number = 0
     while True:
         number += 1

@@ -16,6 +16,7 @@ import yaml
 from pydantic import ValidationError
 
 from ipsec_api.conditions import Condition
+from ipsec_api.documents import loader
 from ipsec_api.kinds import API_VERSION, KINDS
 from ipsec_gateway.lastgood import Key
 
@@ -117,7 +118,8 @@ _WORDS: Final = frozenset(
 def _conditions(path: Path) -> tuple[Condition, ...]:
     """Conditions of a status file; a file that cannot be read as one has none."""
     try:
-        entries = yaml.safe_load(path.read_text())["status"]["conditions"]
+        text = path.read_text()
+        entries = yaml.load(text, Loader=loader(text))["status"]["conditions"]  # noqa: S506  # safe
         return tuple(Condition.model_validate(entry) for entry in entries)
     except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, ValidationError):
         # It is ours to overwrite: only the time of the last change is lost.

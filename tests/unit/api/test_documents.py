@@ -8,10 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipsec_api.documents import InvalidObject, collect, parse, parse_object
+from ipsec_api.documents import InvalidObject, collect, loader, parse, parse_object
 from ipsec_api.snapshot import IPsecPeer, Secret
 
 Make = Callable[..., dict[str, Any]]
@@ -316,8 +317,8 @@ def test_aliases_cannot_blow_up() -> None:
     "text",
     [
         "a: &a [*a]",
-        "{" * 5000,
-        "- " * 5000,
+        "{" * 100_000,
+        "- " * 100_000,
         "a: \x00",
         HQ.replace("address:", "x: &a [*a]\n  address:"),
     ],
@@ -355,3 +356,13 @@ def test_any_spec_is_read_or_refused(changes: dict[str, Any]) -> None:
     }
     with contextlib.suppress(InvalidObject):
         parse_object(raw)
+
+
+def test_both_loaders_read_the_same() -> None:
+    quick, thorough = loader(HQ), loader("[" * 100)
+    assert quick is not thorough
+    text = "on: 2001-12-14\nyes: [0o14, 0x1F, 1e3, ~, .inf, 'x']\nm: {a: &a 1, b: *a}\n"
+    assert yaml.load(text, Loader=quick) == yaml.load(text, Loader=thorough)
+    for each in (quick, thorough):
+        with pytest.raises(yaml.YAMLError, match="twice"):
+            yaml.load("a: 1\na: 2\n", Loader=each)
