@@ -41,7 +41,7 @@ from ipsec_gateway.lastgood import InForce, LastGood
 from ipsec_gateway.links import Links
 from ipsec_gateway.logs import log_event
 from ipsec_gateway.metrics import Metrics
-from ipsec_gateway.monitor import CHAINS, Monitor
+from ipsec_gateway.nodewatch import NodeWatch
 from ipsec_gateway.options import Options
 from ipsec_gateway.pathprobe.answering import ProbeResponder
 from ipsec_gateway.pathprobe.prober import Prober, subjects
@@ -56,7 +56,6 @@ from ipsec_gateway.status import StatusBoard
 from ipsec_gateway.steering import Steering, device_mtu
 from ipsec_gateway.survey import Survey
 from ipsec_gateway.tools import ToolError
-from ipsec_gateway.translators import legacy_tables
 from ipsec_gateway.udp import IkeSockets
 from ipsec_ike.engine import Engine
 from ipsec_ike.events import ChildSaDown, ChildSaUp, Event, IkeSaDown, PeerMoved, Reason
@@ -116,10 +115,7 @@ class Gateway:
         self.metrics.registry.register(self._prober)
         self._memory: Final = LastGood()
         self._resolver: Final = Resolver(self._wake_up, numbers=options.numbers)
-        self._monitors: Final = (
-            Monitor(self._moved, self._loop),
-            Monitor(self._translated, self._loop, CHAINS),
-        )
+        self._watch: Final = NodeWatch(self._moved, self._translated, self._loop)
         self._handover: Final = Handover(options.resume, self.pump, self._loop)
         self._goodbye = options.goodbye or options.resume is None
         steered = options.kernel or options.device is not None
@@ -170,8 +166,6 @@ class Gateway:
         self._wake: Final = asyncio.Event()
         self._stop: Final = asyncio.Event()
         self._failure: BaseException | None = None
-        #: Tables of legacy iptables.
-        self._legacy = legacy_tables()
         self._arrivals: asyncio.TimerHandle | None = None
         self._told: set[str] = set()
 
@@ -203,8 +197,7 @@ class Gateway:
                 await _serve(server, *self._options.listen)
             self._handover.open()
             self._sockets.attach(self._loop)
-            for monitor in self._monitors:
-                monitor.open()
+            self._watch.open()
             log.info("IKE on UDP ports %s", " and ".join(map(str, self._sockets.ports)))
             work = (
                 self._reconcile_forever(),
@@ -230,8 +223,7 @@ class Gateway:
                 self._handover.crashed()
                 if self.pump.backend is not None:
                     await self.pump.backend.close(remove=False)
-            for monitor in self._monitors:
-                monitor.close()
+            self._watch.close()
             self._responder.close()
             await self._resolver.close()
             self.pump.close()
@@ -547,11 +539,7 @@ class Gateway:
             await asyncio.sleep(POLL)
             await self.pump.poll()
             self._measure()
-            # Of these the kernel tells nobody.
-            legacy = legacy_tables()
-            if legacy != self._legacy:
-                self._legacy = legacy
-                self._translated()
+            self._watch.poll()
 
     # The watchdog.
 

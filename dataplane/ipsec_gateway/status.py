@@ -8,7 +8,6 @@ tunnel carries. ``Ready`` is the conjunction of the others.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
@@ -23,19 +22,26 @@ from ipsec_api.peer_status import (
     NatDetected,
 )
 from ipsec_api.policy import GeneratedPolicy, IPsecPolicyStatus
-from ipsec_api.rejection import Finding
 from ipsec_api.rules import SpecModel
 from ipsec_api.snapshot import IPsecPeer, IPsecPolicy
-from ipsec_api.templates import unused
 from ipsec_api.tunnel import TunnelConfig
 from ipsec_gateway.board import Cause, PeerState, fold
 from ipsec_gateway.dynamic import Generated
 from ipsec_gateway.entries import entry_name
-from ipsec_gateway.facts import Problem
 from ipsec_gateway.forward.findings import Blocked
-from ipsec_gateway.intent import ChildOwner, Intent
+from ipsec_gateway.intent import Intent
 from ipsec_gateway.lastgood import InForce, Key
 from ipsec_gateway.pathprobe.schedule import Health
+from ipsec_gateway.verdicts import (
+    Verdict,
+    all_true,
+    established,
+    finding_text,
+    forwarding,
+    healthy,
+    programmed_unused,
+)
+from ipsec_gateway.views import View, view_of
 from ipsec_ike.events import Event
 from ipsec_ike.identifiers import Direction
 
@@ -45,46 +51,12 @@ _LONGEST = 4096
 _MOST, _SHOWN = 64, 16
 
 
-@dataclass(frozen=True, slots=True)
-class _Verdict:
-    """A condition before it has a time."""
-
-    type: str
-    status: str
-    reason: str
-    message: str = ""
-
-
-@dataclass(slots=True)
-class _View:
-    """What is known about the objects as they are now."""
-
-    in_force: InForce = field(default_factory=InForce)
-    tunnels: dict[Key, TunnelConfig] = field(default_factory=dict)
-    problems: dict[Key, list[Problem]] = field(default_factory=dict)
-    #: (peer, child, owner) of an object.
-    children: dict[Key, list[tuple[str, str, ChildOwner]]] = field(default_factory=dict)
-    expected: dict[str, list[str]] = field(default_factory=dict)
-    reqids: dict[tuple[str, str], int] = field(default_factory=dict)
-    #: IPsecPolicies whose children belong to a peer.
-    policies: dict[str, set[Key]] = field(default_factory=dict)
-    #: Objects that are the source of a policy in force.
-    carried: set[Key] = field(default_factory=set)
-    findings: dict[Key, list[Finding]] = field(default_factory=dict)
-    advice: dict[Key, list[Finding]] = field(default_factory=dict)
-    #: Templates in force, and the one of each (peer, template).
-    templates: dict[Key, set[tuple[str, str]]] = field(default_factory=dict)
-    keys: set[Key] = field(default_factory=set)
-    #: Of the objects that tunnels were compiled from.
-    generations: dict[Key, int] = field(default_factory=dict)
-
-
 class StatusBoard:
     """All statuses. ``clock`` gives wall-clock time in RFC 3339."""
 
     def __init__(self, clock: Callable[[], str]) -> None:
         self._clock = clock
-        self._view = _View()
+        self._view = View()
         self._peers: dict[str, PeerState] = {}
         self._conditions: dict[Key, tuple[Condition, ...]] = {}
         self._published: dict[Key, dict[str, Any]] = {}
@@ -106,7 +78,7 @@ class StatusBoard:
 
     def configured(self, in_force: InForce, intent: Intent) -> None:
         """There is a new desired state."""
-        self._view = view = _view(in_force, intent)
+        self._view = view = view_of(in_force, intent)
         for gone in self._peers.keys() - {t.key for t in in_force.tunnels}:
             del self._peers[gone]
         self._dirty |= view.keys | self._published.keys()
@@ -241,12 +213,12 @@ class StatusBoard:
         expected = self._view.expected.get(name, [])
         verdicts = self._judged(key)
         if isinstance(item, IPsecPeer) and item.spec.disabled:
-            verdicts.append(_Verdict("Programmed", "False", "Disabled", "spec.disabled is true"))
+            verdicts.append(Verdict("Programmed", "False", "Disabled", "spec.disabled is true"))
         else:
             verdicts.append(self._programmed(key, in_force=tunnel is not None))
-            verdicts.append(_established(tunnel, state, expected))
-            verdicts += _forwarding(self._blocked.get(name))
-            verdicts += _healthy(self._health.get(name))
+            verdicts.append(established(tunnel, state, expected))
+            verdicts += forwarding(self._blocked.get(name))
+            verdicts += healthy(self._health.get(name))
         up = state.up
         return IPsecPeerStatus(
             observed_generation=generation,
@@ -303,10 +275,10 @@ class StatusBoard:
         state = "Template" if uses else "Rejected"
         if isinstance(item, IPsecPolicy) and item.spec.disabled:
             state = "Disabled"
-            verdicts.append(_Verdict("Programmed", "False", "Disabled", "spec.disabled is true"))
-        elif not uses and isinstance(item, IPsecPolicy) and _all(verdicts):
+            verdicts.append(Verdict("Programmed", "False", "Disabled", "spec.disabled is true"))
+        elif not uses and isinstance(item, IPsecPolicy) and all_true(verdicts):
             state = "Template"
-            verdicts.append(_unused(item))
+            verdicts.append(programmed_unused(item))
         else:
             verdicts.append(self._programmed(key, in_force=bool(uses)))
         return IPsecPolicyStatus(
@@ -335,7 +307,7 @@ class StatusBoard:
         action = item.spec.action if isinstance(item, IPsecPolicy) else "encrypt"
         if disabled:
             state_text = "Disabled"
-            verdicts.append(_Verdict("Programmed", "False", "Disabled", "spec.disabled is true"))
+            verdicts.append(Verdict("Programmed", "False", "Disabled", "spec.disabled is true"))
         elif not carried:
             state_text = "Rejected"
             verdicts.append(self._programmed(key, in_force=False))
@@ -346,9 +318,9 @@ class StatusBoard:
                 complete = installed == wanted
                 state_text = "Established" if complete else "NoSa" if cause else "Waiting"
                 verdicts.append(
-                    _Verdict("Established", "True", "Established")
+                    Verdict("Established", "True", "Established")
                     if complete
-                    else _Verdict("Established", "False", missing.reason, missing.message)
+                    else Verdict("Established", "False", missing.reason, missing.message)
                 )
             else:
                 state_text = "Discarding" if action == "discard" else "Passing"
@@ -360,42 +332,42 @@ class StatusBoard:
             owner_peer=owned[0][0].partition("/")[2] if owned else None,
         )
 
-    def _judged(self, key: Key) -> list[_Verdict]:
+    def _judged(self, key: Key) -> list[Verdict]:
         """Accepted and ResolvedRefs."""
         findings = self._view.findings.get(key, [])
         advice = self._view.advice.get(key, [])
         held = "; its last good version stays in force" if key in self._view.in_force.held else ""
-        verdicts: list[_Verdict] = []
+        verdicts: list[Verdict] = []
         for kind in ("Accepted", "ResolvedRefs"):
             faults = [f for f in findings if f.condition == kind]
             remarks = [a for a in advice if a.condition == kind]
             if faults:
-                message = "; ".join(_finding(f) for f in faults) + held
-                verdicts.append(_Verdict(kind, "False", faults[0].reason, message))
+                message = "; ".join(finding_text(f) for f in faults) + held
+                verdicts.append(Verdict(kind, "False", faults[0].reason, message))
             else:
-                message = "; ".join(_finding(a) for a in remarks)
-                verdicts.append(_Verdict(kind, "True", kind, message))
+                message = "; ".join(finding_text(a) for a in remarks)
+                verdicts.append(Verdict(kind, "True", kind, message))
         return verdicts
 
-    def _programmed(self, key: Key, *, in_force: bool) -> _Verdict:
+    def _programmed(self, key: Key, *, in_force: bool) -> Verdict:
         problems = self._view.problems.get(key, [])
         if not in_force:
-            return _Verdict(
+            return Verdict(
                 "Programmed", "False", "NotAccepted", "not in force: see Accepted and ResolvedRefs"
             )
         if self._trouble is not None:
-            return _Verdict("Programmed", "False", self._trouble.reason, self._trouble.message)
+            return Verdict("Programmed", "False", self._trouble.reason, self._trouble.message)
         if problems:
             message = "; ".join(p.message for p in problems)
-            return _Verdict("Programmed", "False", problems[0].reason, message)
-        return _Verdict("Programmed", "True", "Programmed")
+            return Verdict("Programmed", "False", problems[0].reason, message)
+        return Verdict("Programmed", "True", "Programmed")
 
-    def _set(self, key: Key, verdicts: list[_Verdict], generation: int) -> tuple[Condition, ...]:
+    def _set(self, key: Key, verdicts: list[Verdict], generation: int) -> tuple[Condition, ...]:
         failed = next((v for v in verdicts if v.status == "False"), None)
         ready = (
-            _Verdict("Ready", "True", "Ready")
+            Verdict("Ready", "True", "Ready")
             if failed is None
-            else _Verdict("Ready", failed.status, failed.reason, failed.message)
+            else Verdict("Ready", failed.status, failed.reason, failed.message)
         )
         now = self._clock()
         wanted = {v.type for v in verdicts} | {"Ready"}
@@ -414,80 +386,6 @@ class StatusBoard:
             conditions = set_condition(conditions, condition)
         self._conditions[key] = conditions
         return conditions
-
-
-def _view(in_force: InForce, intent: Intent) -> _View:
-    view = _View(in_force)
-    view.keys |= in_force.objects.keys()
-    for tunnel in in_force.tunnels:
-        view.tunnels[Key.ref(tunnel.source)] = tunnel
-        refs = (tunnel.source, *(each.source for each in (*tunnel.policies, *tunnel.templates)))
-        view.generations.update((Key.ref(ref), ref.generation) for ref in refs)
-        view.carried |= {Key.ref(policy.source) for policy in tunnel.policies}
-        for template in tunnel.templates:
-            use = (tunnel.key, entry_name(template))
-            view.templates.setdefault(Key.ref(template.source), set()).add(use)
-    if not in_force.objects:
-        # In a cluster there are only tunnels. A template may be in those of several gateways: the
-        # operator says of it what the statuses of its peers say.
-        view.keys |= view.generations.keys() - view.templates.keys()
-    for problem in intent.problems:
-        view.problems.setdefault(Key.ref(problem.ref), []).append(problem)
-        for peer, entry in view.templates.get(Key.ref(problem.ref), ()):
-            if not in_force.objects:
-                told = replace(problem, message=f"template {entry}: {problem.message}")
-                namespace, _, name = peer.partition("/")
-                view.problems.setdefault(Key("IPsecPeer", namespace, name), []).append(told)
-    for (peer, child), owner in intent.children.items():
-        key = Key.ref(owner.ref)
-        view.children.setdefault(key, []).append((peer, child, owner))
-        view.expected.setdefault(peer, []).append(child)
-        if key.kind == "IPsecPolicy":
-            view.policies.setdefault(peer, set()).add(key)
-    for peer_config in intent.peers:
-        for each in peer_config.children:
-            view.reqids[peer_config.name, each.name] = each.reqid
-    rejections = (e.rejection for e in in_force.errors)
-    for finding in (*in_force.rejections, *(r for r in rejections if r is not None)):
-        view.findings.setdefault(Key.ref(finding.source), []).append(finding)
-        view.keys.add(Key.ref(finding.source))
-    for advice in in_force.advice:
-        view.advice.setdefault(Key.ref(advice.source), []).append(advice)
-    return view
-
-
-def _established(tunnel: TunnelConfig | None, state: PeerState, expected: list[str]) -> _Verdict:
-    if tunnel is None:
-        return _Verdict("Established", "False", "NotAccepted", "not in force: see Accepted")
-    if state.up is None:
-        cause = state.cause
-        if cause is None:
-            where = state.remote or ", ".join(tunnel.addresses)
-            cause = (
-                Cause("Waiting", "passive: waits for the peer to connect")
-                if tunnel.passive
-                else Cause("Connecting", f"connecting to {where}")
-            )
-        return _Verdict("Established", "False", cause.reason, cause.message)
-    missing = [c for c in expected if not state.children.get(c) or not state.children[c].spis]
-    # A passive peer sets up what it needs, when it needs it.
-    if missing and not (tunnel.passive and state.installed):
-        child = state.children.get(missing[0])
-        cause = child.cause if child else None
-        if cause is None:
-            cause = Cause("Connecting", f"no SA yet for {', '.join(missing[:5])}")
-        return _Verdict("Established", "False", cause.reason, cause.message)
-    if state.refused is not None and not state.installed:
-        return _Verdict("Established", "False", state.refused.reason, state.refused.message)
-    return _Verdict("Established", "True", "Established")
-
-
-def _all(verdicts: Iterable[_Verdict]) -> bool:
-    return all(verdict.status == "True" for verdict in verdicts)
-
-
-def _unused(item: IPsecPolicy) -> _Verdict:
-    return _Verdict("Programmed", "False", "Unused", unused(item.spec.group))
 
 
 def _shown(each: Generated) -> GeneratedPolicy:
@@ -511,21 +409,6 @@ def _child(template: str, each: Generated) -> GeneratedChild:
     )
 
 
-def _forwarding(blocked: Blocked | None) -> list[_Verdict]:
-    if blocked is None:
-        return []
-    status = "False" if blocked.sure else "Unknown"
-    return [_Verdict("Forwarding", status, "ForwardingBlocked", blocked.message)]
-
-
-def _healthy(health: Health | None) -> list[_Verdict]:
-    if health is None or (health.ok is None and not health.reason):
-        return []
-    if health.ok is None:
-        return [_Verdict("Healthy", "Unknown", health.reason, health.message)]
-    return [_Verdict("Healthy", str(health.ok), health.reason, health.message)]
-
-
 def _alike(new: Health, old: Health) -> bool:
     if new.ok != old.ok or new.rtt is None or old.rtt is None or abs(new.loss - old.loss) >= 10:
         return False
@@ -536,7 +419,3 @@ def _rounded(seconds: float) -> str:
     """Two digits, so that noise is no change."""
     milliseconds = float(f"{seconds * 1000:.2g}")
     return f"{milliseconds:g}ms"
-
-
-def _finding(finding: Finding) -> str:
-    return f"{finding.field}: {finding.message}" if finding.field else finding.message
