@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from ipsec_gateway.marks import NFT_TABLE
 from ipsec_lab.netns import Namespace, missing_programs
 
 LEGACY: Final = "iptables-legacy"
@@ -113,3 +114,9 @@ END
 ACTORS: Final = (KUBE_PROXY, FLANNEL, CALICO, KINDNET, ROUTER, TABLES)
 #: Every actor with every tool.
 CASES: Final = [(actor, tool) for actor in ACTORS for tool in actor.tools]
+
+
+def keeps_sources(gateway: Namespace) -> bool:
+    """Whether a gateway of ours keeps sources from their translation, for which the kernel tracks
+    connections."""
+    return "type nat" in gateway.run("nft", "list", "table", "inet", NFT_TABLE)

@@ -5,11 +5,10 @@ import time
 
 import pytest
 
-from ipsec_gateway.marks import NFT_TABLE
 from ipsec_lab import manifests
 from ipsec_lab.interop import CHILD, CONNECTION, GCM, PEER, SUITES
 from ipsec_lab.kernel_rig import KernelRig
-from ipsec_lab.masquerades import NFT, ROUTER
+from ipsec_lab.masquerades import NFT, ROUTER, keeps_sources
 from ipsec_lab.traffic import ConstantPing, ping, ping_until
 
 pytestmark = pytest.mark.strongswan
@@ -286,12 +285,9 @@ def test_masquerade_that_comes_later(rig: KernelRig) -> None:
     is dropped, never sent in clear text, which the rig sees to."""
     rig.connect("initiator", rig.documents(), rig.connection())
     gateway, top = rig.topology.gw_a, rig.topology
-    assert "type nat" not in gateway.run("nft", "list", "table", "inet", NFT_TABLE)
+    assert not keeps_sources(gateway)
     with ConstantPing(top.lan_a, top.b.host()):
         ROUTER.set_up(gateway, NFT)
-        rig.gateway.wait(
-            lambda: "type nat" in gateway.run("nft", "list", "table", "inet", NFT_TABLE),
-            "sources are kept",
-        )
+        rig.gateway.wait(lambda: keeps_sources(gateway), "sources are kept")
         ping_until(top.lan_a, top.b.host(), timeout=60)
     assert ping(top.lan_a, top.b.host(), count=3, wait=10).received == 3

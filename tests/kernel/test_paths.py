@@ -9,7 +9,7 @@ import pytest
 
 from ipsec_lab.interop import CONNECTION, PEER
 from ipsec_lab.kernel_rig import KernelRig
-from ipsec_lab.masquerades import FLANNEL, KUBE_PROXY, NFT, TABLES
+from ipsec_lab.masquerades import FLANNEL, KUBE_PROXY, NFT, TABLES, keeps_sources
 from ipsec_lab.topology import Topology
 from ipsec_lab.traffic import ping, ping_until
 
@@ -130,6 +130,8 @@ def test_others_masquerade_everything(rig: KernelRig, order: str) -> None:
     if order == "after":
         for actor, tool in actors:
             actor.set_up(top.gw_a, tool)
+        # Until then what they get hold of is dropped (test_masquerade_that_comes_later).
+        rig.gateway.wait(lambda: keeps_sources(top.gw_a), "sources are kept")
     for here, there, ours, theirs in (
         (top.lan_a, top.lan_b, top.a.host(), top.b.host()),
         (top.lan_b, top.lan_a, top.b.host(), top.a.host()),
