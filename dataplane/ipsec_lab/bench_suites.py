@@ -81,7 +81,7 @@ HASHES: Final = (
 
 def suites(settings: Settings) -> list[Row]:
     """Mbit/s and kpps of each suite and size."""
-    return in_guest("ipsec_lab.bench_suites:measure", settings)
+    return in_guest("ipsec_lab.bench_suites:measure", settings, counted=True)
 
 
 def measure(arguments: Mapping[str, Any], _forks: ForkClient) -> int:
