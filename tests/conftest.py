@@ -1,9 +1,10 @@
 """Order of the tiers, and what happens where one cannot run.
 
-Tests marked ``root`` or ``strongswan`` use network namespaces, real sockets and daemons, and stay
-on one xdist worker. Those of the kernel tier run in one virtual machine, which takes longest:
+Tests marked ``root`` or ``strongswan`` use network namespaces, real sockets and daemons. They come
+last and stay on one xdist worker, so that they do not share the processors with the rest. Those of
+the kernel tier run in one virtual machine, which takes longest:
 workers begin with them, two if there are as many, each with half of the tests in a machine of its
-own. Who is done first goes on with the network, the others share the rest.
+own.
 
 Where such a tier cannot run its tests are skipped, with the reason in one line. With
 ``KUBE_IPSEC_REQUIRE_TIERS=1`` (``.ci/run``) a skip in them is a failure, so that nothing goes green
@@ -85,7 +86,7 @@ def _group(item: pytest.Item, tiers: list[str]) -> str:
 
 def _turn(item: pytest.Item) -> int:
     tiers = _tiers(item)
-    return 0 if "kernel" in tiers else 1 if tiers else 2
+    return 0 if "kernel" in tiers else 2 if tiers else 1
 
 
 def lacking(item: pytest.Item) -> str | None:
