@@ -49,24 +49,18 @@ _IMPATIENT: Final = Retransmission(tries=3)
 _ANY: Final = (ipaddress.ip_network("0.0.0.0/0"), ipaddress.ip_network("::/0"))
 
 
-def local_selector(selector: TunnelSelector) -> TrafficSelector:
-    """Our side of a pair."""
-    return TrafficSelector.network(
-        selector.src,
-        protocol=selector.protocol,
-        start_port=selector.src_port[0],
-        end_port=selector.src_port[1],
+def selector_pair(selector: TunnelSelector) -> tuple[TrafficSelector, TrafficSelector]:
+    """(ours, the peer's)."""
+    ours, theirs = (
+        TrafficSelector.network(
+            network, protocol=selector.protocol, start_port=ports[0], end_port=ports[1]
+        )
+        for network, ports in (
+            (selector.src, selector.src_port),
+            (selector.dst, selector.dst_port),
+        )
     )
-
-
-def remote_selector(selector: TunnelSelector) -> TrafficSelector:
-    """The peer's side of a pair."""
-    return TrafficSelector.network(
-        selector.dst,
-        protocol=selector.protocol,
-        start_port=selector.dst_port[0],
-        end_port=selector.dst_port[1],
-    )
+    return ours, theirs
 
 
 class Unable(Exception):
@@ -83,10 +77,11 @@ def child_config(
         if why := interfaces.lacking(entry.tunnel, policy, abilities):
             raise Unable(why)
         proposals = _possible(policy, proposals, abilities)
+    pairs = [selector_pair(selector) for selector in entry.selectors]
     return ChildConfig(
         name=entry.name,
-        local_ts=tuple(dict.fromkeys(local_selector(s) for s in entry.selectors)),
-        remote_ts=tuple(dict.fromkeys(remote_selector(s) for s in entry.selectors)),
+        local_ts=tuple(dict.fromkeys(ours for ours, _ in pairs)),
+        remote_ts=tuple(dict.fromkeys(theirs for _, theirs in pairs)),
         proposals=proposals,
         reqid=reqid,
         mode=Mode.TUNNEL if policy.tunnel else Mode.TRANSPORT,

@@ -18,9 +18,8 @@ from ipsec_gateway.classify import Network
 from ipsec_gateway.engineconfig import (
     Unable,
     child_config,
-    local_selector,
     peer_config,
-    remote_selector,
+    selector_pair,
 )
 from ipsec_gateway.entries import Entry, Place, numbered, order
 from ipsec_gateway.entries import entries as entries_of
@@ -323,7 +322,7 @@ def _policies(
         if action is PolicyAction.ENCRYPT and policy.tunnel:
             ends = _first_ends(entry.tunnel, facts)
         for selector in entry.selectors:
-            local, remote = local_selector(selector), remote_selector(selector)
+            local, remote = selector_pair(selector)
             out = PolicyId(PolicyDirection.OUT, local, remote, if_id)
             if out in specs:
                 problems.append(

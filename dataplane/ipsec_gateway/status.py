@@ -25,6 +25,7 @@ from ipsec_api.policy import GeneratedPolicy, IPsecPolicyStatus
 from ipsec_api.rules import SpecModel
 from ipsec_api.snapshot import IPsecPeer, IPsecPolicy
 from ipsec_api.tunnel import TunnelConfig
+from ipsec_api.verdicts import LONGEST_MESSAGE, Verdict, judged
 from ipsec_gateway.board import Cause, PeerState, fold
 from ipsec_gateway.dynamic import Generated
 from ipsec_gateway.entries import entry_name
@@ -33,10 +34,8 @@ from ipsec_gateway.intent import Intent
 from ipsec_gateway.lastgood import InForce, Key
 from ipsec_gateway.pathprobe.schedule import Health
 from ipsec_gateway.verdicts import (
-    Verdict,
     all_true,
     established,
-    finding_text,
     forwarding,
     healthy,
     programmed_unused,
@@ -45,8 +44,6 @@ from ipsec_gateway.views import View, view_of
 from ipsec_ike.events import Event
 from ipsec_ike.identifiers import Direction
 
-#: Longest message of a condition that we write; the schema allows more.
-_LONGEST = 4096
 #: Entries of ``generated`` and ``hwOffload`` in a status, and selectors in each of them.
 _MOST, _SHOWN = 64, 16
 
@@ -336,18 +333,8 @@ class StatusBoard:
         """Accepted and ResolvedRefs."""
         findings = self._view.findings.get(key, [])
         advice = self._view.advice.get(key, [])
-        held = "; its last good version stays in force" if key in self._view.in_force.held else ""
-        verdicts: list[Verdict] = []
-        for kind in ("Accepted", "ResolvedRefs"):
-            faults = [f for f in findings if f.condition == kind]
-            remarks = [a for a in advice if a.condition == kind]
-            if faults:
-                message = "; ".join(finding_text(f) for f in faults) + held
-                verdicts.append(Verdict(kind, "False", faults[0].reason, message))
-            else:
-                message = "; ".join(finding_text(a) for a in remarks)
-                verdicts.append(Verdict(kind, "True", kind, message))
-        return verdicts
+        held = key in self._view.in_force.held
+        return [judged(c, findings, advice, held=held) for c in ("Accepted", "ResolvedRefs")]
 
     def _programmed(self, key: Key, *, in_force: bool) -> Verdict:
         problems = self._view.problems.get(key, [])
@@ -380,7 +367,7 @@ class StatusBoard:
                     "observedGeneration": generation,
                     "lastTransitionTime": now,
                     "reason": verdict.reason,
-                    "message": verdict.message[:_LONGEST],
+                    "message": verdict.message[:LONGEST_MESSAGE],
                 }
             )
             conditions = set_condition(conditions, condition)

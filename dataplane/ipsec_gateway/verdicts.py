@@ -1,28 +1,17 @@
-"""Conditions before they have a time: each says of one thing whether it is so, why not, and what
-helps. Pure."""
+"""The gateway's conditions, before they have a time: what is established, what gets through, what
+is healthy. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
-from ipsec_api.rejection import Finding
 from ipsec_api.snapshot import IPsecPolicy
 from ipsec_api.templates import unused
 from ipsec_api.tunnel import TunnelConfig
+from ipsec_api.verdicts import Verdict
 from ipsec_gateway.board import Cause, PeerState
 from ipsec_gateway.forward.findings import Blocked
 from ipsec_gateway.pathprobe.schedule import Health
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """A condition before it has a time."""
-
-    type: str
-    status: str
-    reason: str
-    message: str = ""
 
 
 def established(tunnel: TunnelConfig | None, state: PeerState, expected: list[str]) -> Verdict:
@@ -77,8 +66,3 @@ def healthy(health: Health | None) -> list[Verdict]:
     if health.ok is None:
         return [Verdict("Healthy", "Unknown", health.reason, health.message)]
     return [Verdict("Healthy", str(health.ok), health.reason, health.message)]
-
-
-def finding_text(finding: Finding) -> str:
-    """As a message has it."""
-    return f"{finding.field}: {finding.message}" if finding.field else finding.message

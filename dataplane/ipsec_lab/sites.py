@@ -8,7 +8,7 @@ Site b is passive, so that one IKE SA is what there is.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 from ipsec_lab import manifests
 from ipsec_lab.gateway import GatewayProcess
@@ -23,7 +23,7 @@ SECRET: Final = manifests.secret("psk", PSK)
 
 
 class Sites:
-    """Two gateways with manifests for one tunnel."""
+    """Two gateways with manifests for one tunnel. As a context: both are killed in the end."""
 
     def __init__(self, topology: Topology, folder: Path) -> None:
         self.topology = topology
@@ -35,6 +35,13 @@ class Sites:
         self.peer_b = self.peer("b")
         self.peer_a = self.peer("a", passive=True)
         self.before = {name: footprint(topology.gateway(name)) for name in ("a", "b")}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.a.kill()
+        self.b.kill()
 
     def peer(self, name: str, **spec: object) -> Document:
         """The IPsecPeer for site ``name`` at the other one."""

@@ -18,17 +18,15 @@ Of a template no gateway has the word: ``Programmed`` and the rest are ours too 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from ipsec_api.kinds import API_VERSION
 from ipsec_api.rejection import Finding
+from ipsec_api.verdicts import LONGEST_MESSAGE, Verdict, judged
 from ipsec_operator.store import Resource
 
 #: The conditions that are the operator's.
 OURS: Final = ("Accepted", "ResolvedRefs", "Ready")
-#: Longest message of a condition that we write; the schema allows more.
-_LONGEST: Final = 4096
 
 _NEEDED: Final[Mapping[str, tuple[str, ...]]] = {
     "IPsecPeer": ("Programmed", "Established"),
@@ -36,16 +34,6 @@ _NEEDED: Final[Mapping[str, tuple[str, ...]]] = {
     "ModeConfig": (),
 }
 _COUNTED: Final = ("Programmed", "Established", "Forwarding", "Healthy")
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """A condition before it has a time and a generation."""
-
-    type: str
-    status: str
-    reason: str
-    message: str = ""
 
 
 def verdicts(
@@ -59,8 +47,8 @@ def verdicts(
 ) -> tuple[Verdict, ...]:
     """Accepted, ResolvedRefs and Ready. ``held``: an earlier version is in force; ``gateways``:
     some gateway is alive. ``programmed`` is one more where no gateway says it."""
-    accepted = _judged("Accepted", rejections, advice, held)
-    resolved = _judged("ResolvedRefs", rejections, advice, held)
+    accepted = judged("Accepted", rejections, advice, held=held)
+    resolved = judged("ResolvedRefs", rejections, advice, held=held)
     found = conditions(resource.status)
     if programmed is not None:
         said = {"status": programmed.status, "reason": programmed.reason}
@@ -71,23 +59,6 @@ def verdicts(
         }
     ready = _ready(resource, accepted, resolved, found, gateways=gateways)
     return accepted, resolved, *((programmed,) if programmed is not None else ()), ready
-
-
-def _judged(
-    kind: str, rejections: Iterable[Finding], advice: Iterable[Finding], held: bool
-) -> Verdict:
-    faults = [f for f in rejections if f.condition == kind]
-    if faults:
-        text = "; ".join(_said(f) for f in faults)
-        if held:
-            text += "; its last good version stays in force"
-        return Verdict(kind, "False", faults[0].reason, text[:_LONGEST])
-    text = "; ".join(_said(f) for f in advice if f.condition == kind)
-    return Verdict(kind, "True", kind, text[:_LONGEST])
-
-
-def _said(finding: Finding) -> str:
-    return f"{finding.field}: {finding.message}" if finding.field else finding.message
 
 
 def _ready(
@@ -123,7 +94,9 @@ def _ready(
             return Verdict("Ready", "False", "Pending", text)
         if condition.get("status") != "True":
             reason, message = condition.get("reason"), condition.get("message")
-            return Verdict("Ready", "False", str(reason or name), str(message or "")[:_LONGEST])
+            return Verdict(
+                "Ready", "False", str(reason or name), str(message or "")[:LONGEST_MESSAGE]
+            )
     return Verdict("Ready", "True", "Ready")
 
 

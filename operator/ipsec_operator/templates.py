@@ -12,7 +12,8 @@ from typing import Any, Final
 
 from ipsec_api.snapshot import IPsecPolicy
 from ipsec_api.templates import unused
-from ipsec_operator.status import Verdict, conditions
+from ipsec_api.verdicts import Verdict
+from ipsec_operator.status import conditions
 from ipsec_operator.store import Resource
 
 #: Entries of ``generated`` in a status.

@@ -44,13 +44,8 @@ def esp_pair(esp_rig, esp_guard, request):
 @pytest.fixture
 def sites(tmp_path: Path) -> Iterator[Sites]:
     """Two gateways that are not started yet; killed in the end."""
-    with Topology() as topology:
-        both = Sites(topology, tmp_path)
-        try:
-            yield both
-        finally:
-            both.a.kill()
-            both.b.kill()
+    with Topology() as topology, Sites(topology, tmp_path) as both:
+        yield both
 
 
 @pytest.fixture

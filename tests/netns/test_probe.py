@@ -27,13 +27,8 @@ def sites(tmp_path: Path) -> Iterator[Sites]:
     """Two gateways that have not the first addresses of their networks."""
     a = Site("a", SITE_A.wan, ("10.1.5.0/24", "fd00:1:5::/64"))
     b = Site("b", SITE_B.wan, ("10.2.5.0/24", "fd00:2:5::/64"))
-    with Topology(a, b) as topology:
-        both = Sites(topology, tmp_path)
-        try:
-            yield both
-        finally:
-            both.a.kill()
-            both.b.kill()
+    with Topology(a, b) as topology, Sites(topology, tmp_path) as both:
+        yield both
 
 
 def start(sites: Sites, *options: str, **probe: object) -> None:

@@ -25,11 +25,10 @@ from ipsec_api.cluster import PROBE_PORT
 from ipsec_gateway.ipsec import linux
 from ipsec_gateway.pathprobe import pinned
 from ipsec_gateway.pathprobe.responder import Arrival, Judge, Outcome
+from ipsec_gateway.pathprobe.sockets import BURST
 
 log = logging.getLogger("ipsec_gateway")
 
-#: Datagrams taken in one go.
-_BURST: Final = 64
 _ANCILLARY: Final = 256
 #: Of a kernel without IPv6.
 _NO_FAMILY: Final = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL})
@@ -116,7 +115,7 @@ class ProbeResponder(Collector):
         yield answers
 
     def _readable(self, sock: socket.socket) -> None:
-        for _ in range(_BURST):
+        for _ in range(BURST):
             try:
                 data, ancillary, _, sender = sock.recvmsg(65535, _ANCILLARY)
             except OSError:

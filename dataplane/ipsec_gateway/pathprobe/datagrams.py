@@ -7,21 +7,15 @@ else that comes to the port is dropped.
 from __future__ import annotations
 
 import asyncio
-import errno
 import ipaddress
-import logging
 import socket
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from ipsec_gateway.pathprobe import pinned
 from ipsec_gateway.pathprobe.format import datagram, parse
 from ipsec_gateway.pathprobe.schedule import Shot
-
-log = logging.getLogger("ipsec_gateway")
-
-#: Datagrams taken in one go.
-_BURST: Final = 64
+from ipsec_gateway.pathprobe.sockets import ProbeSockets
 
 
 def is_echo(shot: Shot, data: bytes, sender: str, port: int) -> bool:
@@ -34,9 +28,8 @@ def is_echo(shot: Shot, data: bytes, sender: str, port: int) -> bool:
     )
 
 
-class DatagramSockets:
-    """Both IP versions, opened with the first use. ``pending`` says what is waited for by its
-    token, ``on_echo`` gets tokens."""
+class DatagramSockets(ProbeSockets):
+    """Probes by UDP. ``pending`` says what is waited for, by its token."""
 
     def __init__(
         self,
@@ -44,46 +37,18 @@ class DatagramSockets:
         on_echo: Callable[[int], None],
         loop: asyncio.AbstractEventLoop,
     ) -> None:
+        super().__init__(on_echo, loop)
         self._pending: Final = pending
-        self._on_echo: Final = on_echo
-        self._loop: Final = loop
-        self._sockets: dict[int, socket.socket] = {}
 
-    def send(self, shot: Shot) -> bool:
-        """Whether it went out."""
-        version = ipaddress.ip_address(shot.target).version
-        try:
-            sock = self._sockets.get(version) or self._open(version)
-            pinned.fragment(sock, never=shot.large)
-            data = datagram(version, shot.token, shot.size)
-            sock.sendmsg([data], [pinned.source(shot.source)], 0, (shot.target, shot.port))
-        except OSError as exc:
-            if exc.errno not in (errno.EMSGSIZE, errno.ENETUNREACH, errno.EHOSTUNREACH):
-                log.debug("probe of %s: %s", shot.target, exc)
-            return False
-        return True
+    def _new(self, version: int) -> socket.socket:
+        return pinned.udp(socket.AF_INET if version == 4 else socket.AF_INET6, 0)
 
-    def close(self) -> None:
-        """No more probes."""
-        for sock in self._sockets.values():
-            self._loop.remove_reader(sock)
-            sock.close()
-        self._sockets.clear()
+    def _payload(self, version: int, shot: Shot) -> bytes:
+        return datagram(version, shot.token, shot.size)
 
-    def _open(self, version: int) -> socket.socket:
-        sock = pinned.udp(socket.AF_INET if version == 4 else socket.AF_INET6, 0)
-        self._loop.add_reader(sock, self._readable, sock)
-        self._sockets[version] = sock
-        return sock
-
-    def _readable(self, sock: socket.socket) -> None:
-        for _ in range(_BURST):
-            try:
-                data, sender = sock.recvfrom(65535)
-            except OSError:
-                # Nothing more, or an ICMP error of an earlier probe.
-                return
-            token = parse(data)
-            shot = None if token is None else self._pending(token)
-            if shot is not None and shot.port and is_echo(shot, data, sender[0], sender[1]):
-                self._on_echo(shot.token)
+    def _echo(self, version: int, data: bytes, sender: tuple[Any, ...]) -> int | None:
+        token = parse(data)
+        shot = None if token is None else self._pending(token)
+        if shot is None or not shot.port or not is_echo(shot, data, sender[0], sender[1]):
+            return None
+        return shot.token

@@ -8,18 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
-import ipaddress
-import logging
 import socket
 import struct
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
-from ipsec_gateway.pathprobe import pinned
 from ipsec_gateway.pathprobe.schedule import Shot
-
-log = logging.getLogger("ipsec_gateway")
+from ipsec_gateway.pathprobe.sockets import ProbeSockets
 
 _HEADER: Final = struct.Struct("!BBHHH")
 _TOKEN: Final = struct.Struct("!4sI")
@@ -29,8 +24,6 @@ _REQUEST: Final = {4: 8, 6: 128}
 _REPLY: Final = {4: 0, 6: 129}
 
 _SOL_RAW, _ICMP_FILTER, _ICMP6_FILTER = 255, 1, 1
-#: Datagrams taken in one go.
-_BURST: Final = 64
 
 
 def request(version: int, ident: int, token: int, size: int) -> bytes:
@@ -68,39 +61,16 @@ def checksum(data: bytes) -> int:
     return ~total & 0xFFFF
 
 
-class EchoSockets:
-    """Both IP versions, opened with the first use. ``on_reply`` gets tokens."""
+class EchoSockets(ProbeSockets):
+    """Probes by ICMP. ``ident`` is the identifier of our requests."""
 
     def __init__(
-        self, ident: int, on_reply: Callable[[int], None], loop: asyncio.AbstractEventLoop
+        self, ident: int, on_echo: Callable[[int], None], loop: asyncio.AbstractEventLoop
     ) -> None:
+        super().__init__(on_echo, loop)
         self._ident: Final = ident
-        self._on_reply: Final = on_reply
-        self._loop: Final = loop
-        self._sockets: dict[int, socket.socket] = {}
 
-    def send(self, shot: Shot) -> bool:
-        """Whether it went out."""
-        version = ipaddress.ip_address(shot.target).version
-        try:
-            sock = self._sockets.get(version) or self._open(version)
-            pinned.fragment(sock, never=shot.large)
-            data = request(version, self._ident, shot.token, shot.size)
-            sock.sendmsg([data], [pinned.source(shot.source)], 0, (shot.target, 0))
-        except OSError as exc:
-            if exc.errno not in (errno.EMSGSIZE, errno.ENETUNREACH, errno.EHOSTUNREACH):
-                log.debug("probe of %s: %s", shot.target, exc)
-            return False
-        return True
-
-    def close(self) -> None:
-        """No more probes."""
-        for sock in self._sockets.values():
-            self._loop.remove_reader(sock)
-            sock.close()
-        self._sockets.clear()
-
-    def _open(self, version: int) -> socket.socket:
+    def _new(self, version: int) -> socket.socket:
         family = socket.AF_INET if version == 4 else socket.AF_INET6
         protocol = socket.IPPROTO_ICMP if version == 4 else socket.IPPROTO_ICMPV6
         sock = socket.socket(family, socket.SOCK_RAW | socket.SOCK_NONBLOCK, protocol)
@@ -114,17 +84,10 @@ class EchoSockets:
                 words[_REPLY[6] >> 5] &= ~(1 << (_REPLY[6] & 31)) & 0xFFFFFFFF
                 sock.setsockopt(socket.IPPROTO_ICMPV6, _ICMP6_FILTER, struct.pack("=8I", *words))
             undo.pop_all()
-        self._loop.add_reader(sock, self._readable, version, sock)
-        self._sockets[version] = sock
         return sock
 
-    def _readable(self, version: int, sock: socket.socket) -> None:
-        for _ in range(_BURST):
-            try:
-                data = sock.recv(256)
-            except OSError:
-                # Nothing more, or an ICMP error of an earlier packet.
-                return
-            token = reply(version, data, self._ident)
-            if token is not None:
-                self._on_reply(token)
+    def _payload(self, version: int, shot: Shot) -> bytes:
+        return request(version, self._ident, shot.token, shot.size)
+
+    def _echo(self, version: int, data: bytes, sender: tuple[Any, ...]) -> int | None:
+        return reply(version, data, self._ident)
