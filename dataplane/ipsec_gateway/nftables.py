@@ -6,7 +6,7 @@ which applies one in a single transaction: there is no moment without the guard.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Final, NamedTuple
@@ -129,6 +129,8 @@ def ruleset(
     """
     translations = tuple(translations)
     sets: dict[str, NftSet] = {}
+    steps = tuple(steps)
+    remotes = _remotes(steps, sets)
     rules = _rules("step", steps, sets, numbers)
     notrack = _rules("untracked", untracked, sets, numbers)
     notrack_own = _rules("untracked_own", untracked_own, sets, numbers)
@@ -158,6 +160,7 @@ def ruleset(
         interfaces=routed,
         names=", ".join(f'"{each.name}"' for each in routed),
         only=only,
+        remotes=remotes,
         rules=rules,
         notrack=notrack,
         notrack_own=notrack_own,
@@ -173,6 +176,39 @@ def ruleset(
         bypass=hex(numbers.bypass),
     )
     return Ruleset(body, sets)
+
+
+def _remotes(steps: Iterable[Step], sets: dict[str, NftSet]) -> list[tuple[str, str]]:
+    """(ip or ip6, name) of the sets that hold every remote network, which are added to ``sets``.
+
+    Sets of pairs are slow to look up, this one is fast: who is in none of these networks is done.
+    """
+    found: list[tuple[str, str]] = []
+    for version, ip in ((4, "ip"), (6, "ip6")):
+        networks = {
+            element.dst
+            for step in steps
+            for (which, _), elements in step.sets.items()
+            if which == version
+            for element in elements
+        }
+        if networks:
+            name = f"remote{version}"
+            members = {str(network): "" for network in _outermost(networks)}
+            sets[name] = NftSet(f"ipv{version}_addr", members, "remote networks of all policies")
+            found.append((ip, name))
+    return found
+
+
+def _outermost(networks: Iterable[Network]) -> Iterator[Network]:
+    """Those that are in no other one. Neighbours are not merged: then one that comes or goes would
+    have its neighbours replaced."""
+    last = -1
+    for network in sorted(networks, key=lambda n: (int(n.network_address), n.prefixlen)):
+        end = int(network.broadcast_address)
+        if end > last:
+            last = end
+            yield network
 
 
 def _rules(

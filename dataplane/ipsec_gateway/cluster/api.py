@@ -146,7 +146,8 @@ class Api:
 
     async def apply(self, path: str, body: Mapping[str, Any], *, manager: str) -> dict[str, Any]:
         """Server-side apply; fields that another one owns are taken over."""
-        params = {"fieldManager": manager, "force": "true"}
+        # What we write has no unknown fields. To look for them the server would read it twice.
+        params = {"fieldManager": manager, "force": "true", "fieldValidation": "Ignore"}
         return await self._request("PATCH", path, params, body, APPLY)
 
     async def _request(
