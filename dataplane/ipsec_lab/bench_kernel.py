@@ -40,6 +40,9 @@ from ipsec_lab.topology import Topology
 from ipsec_lab.traffic import ping_until
 
 EMULATED: Final = "in an emulated machine with one processor: only the ratio counts"
+#: Tasks in the guest.
+RATIOS: Final = "ipsec_lab.bench_kernel:ratios"
+DURATIONS: Final = "ipsec_lab.bench_kernel:durations"
 _PSK: Final = b"secret of the benchmark"
 _KEY: Final = bytes(range(20))
 _OUTER: Final = ("192.0.2.1", "192.0.2.2")
@@ -48,8 +51,8 @@ _OUTER: Final = ("192.0.2.1", "192.0.2.2")
 def kernel(settings: Settings) -> list[Row]:
     """Throughput, programming, start-up and adoption, nftables: ours and by hand."""
     return [
-        *in_guest("ipsec_lab.bench_kernel:ratios", settings, counted=True),
-        *in_guest("ipsec_lab.bench_kernel:durations", settings),
+        *in_guest(RATIOS, settings, counted=True),
+        *in_guest(DURATIONS, settings),
     ]
 
 
@@ -73,11 +76,6 @@ def in_guest(task: str, settings: Settings, *, counted: bool = False) -> list[Ro
 def say(row: Row) -> None:
     """Hand a row to the host."""
     guest_inside.say({"row": asdict(row)})
-
-
-def measure(arguments: Mapping[str, Any], forks: ForkClient) -> int:
-    """All in one boot."""
-    return ratios(arguments, forks) or durations(arguments, forks)
 
 
 def ratios(arguments: Mapping[str, Any], forks: ForkClient) -> int:

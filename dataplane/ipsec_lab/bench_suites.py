@@ -28,6 +28,9 @@ from ipsec_lab.topology import Topology
 #: Octets of the IP packet.
 SIZES: Final = (64, 512, 1400)
 
+#: The task in the guest.
+SUITES: Final = "ipsec_lab.bench_suites:measure"
+
 _UDP_SEGMENT: Final = 103
 _SOL_UDP: Final = 17
 #: Segments of one system call: as many as the kernel allows, or as fit into 64 KiB.
@@ -81,7 +84,7 @@ HASHES: Final = (
 
 def suites(settings: Settings) -> list[Row]:
     """Mbit/s and kpps of each suite and size."""
-    return in_guest("ipsec_lab.bench_suites:measure", settings, counted=True)
+    return in_guest(SUITES, settings, counted=True)
 
 
 def measure(arguments: Mapping[str, Any], _forks: ForkClient) -> int:

@@ -51,13 +51,19 @@ def main() -> None:
     say({"stage": "booted"})
     _prepare(description["hot"])
     say({"stage": "prepared"})
-    module, _, function = description["task"].partition(":")
-    task: Task = getattr(importlib.import_module(module), function)
+    task = task_of(description["task"])
     for name in ("ipsec_gateway.cli", "ipsec_gateway.ipsec.xfrm"):
         importlib.import_module(name)
     say({"stage": "imported"})
     status = run_beside(lambda forks: task(description["arguments"], forks), _gateway)
     say({"done": status})
+
+
+def task_of(name: str) -> Task:
+    """The function that ``module:function`` names."""
+    module, _, function = name.partition(":")
+    task: Task = getattr(importlib.import_module(module), function)
+    return task
 
 
 def _gateway(arguments: Sequence[str]) -> None:
