@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+import pytest
+
 from ipsec_gateway.marks import NFT_TABLE
 from ipsec_lab.netns import Namespace, missing_programs
 
@@ -23,13 +25,11 @@ class Actor:
     script: str
     tools: tuple[str, ...] = (LEGACY, NFT)
 
-    def missing(self, tool: str) -> list[str]:
-        """Programs that it needs and this machine has not."""
-        needed = [tool] if tool else []
-        return missing_programs(*needed, *(["ipset"] if "ipset" in self.script else []))
-
     def set_up(self, where: Namespace, tool: str) -> None:
-        """Set its rules with ``tool``, one of ``tools``."""
+        """Set its rules with ``tool``, one of ``tools``; a test that lacks a program is skipped."""
+        needed = [tool] if tool else []
+        if missing := missing_programs(*needed, *(["ipset"] if "ipset" in self.script else [])):
+            pytest.skip(f"{' and '.join(missing)} not installed: apt-get install iptables ipset")
         where.run("sh", "-euc", f"T='{tool} -w'\n{self.script}")
 
 

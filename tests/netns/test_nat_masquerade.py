@@ -23,12 +23,6 @@ from ipsec_lab.steering_rig import (
 )
 
 
-def set_up(rig: Rig, actor: Actor, tool: str) -> None:
-    if missing := actor.missing(tool):
-        pytest.skip(f"{' and '.join(missing)} not installed: apt-get install iptables ipset")
-    actor.set_up(rig.gw, tool)
-
-
 def source_seen(rig: Rig, destination: str) -> str:
     """The source that ``wan`` sees of a datagram from the LAN."""
     with rig.wan.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver:
@@ -52,11 +46,11 @@ def from_tunnel(rig: Rig, source: str) -> str:
 @pytest.mark.parametrize(("actor", "tool"), CASES, ids=[f"{a.name}{t[8:]}" for a, t in CASES])
 def test_protected_traffic_keeps_its_source(rig: Rig, actor: Actor, tool: str, order: str) -> None:
     if order == "before":
-        set_up(rig, actor, tool)
+        actor.set_up(rig.gw, tool)
         assert source_seen(rig, "10.2.0.9") == "192.0.2.1", "the rules bite without ours"
     rig.apply(PROTECT4)
     if order == "after":
-        set_up(rig, actor, tool)
+        actor.set_up(rig.gw, tool)
     connect = "import socket;s=socket.socket();s.settimeout(0.2);s.connect_ex(('10.2.0.9',80))"
     rig.lan.run(sys.executable, "-c", connect)
     rig.lan.run(
