@@ -6,7 +6,7 @@ import pytest
 
 from ipsec_lab.masquerades import LEGACY, NFT, ROUTER, TABLES, Actor, keeps_sources
 from ipsec_lab.sites import Sites
-from ipsec_lab.traffic import ping, ping_until
+from ipsec_lab.traffic import ConstantPing, ping, ping_until
 
 
 @pytest.mark.parametrize(
@@ -20,9 +20,10 @@ def test_who_comes_later_gets_no_source_to_translate(sites: Sites, actor: Actor,
     ping_until(top.lan_a, top.b.host())
     assert not keeps_sources(top.gw_a)
     before = sites.guard.counters()
-    actor.set_up(top.gw_a, tool)
-    sites.a.wait(lambda: keeps_sources(top.gw_a), "sources are kept")
-    ping_until(top.lan_a, top.b.host())
+    with ConstantPing(top.lan_a, top.b.host()):
+        actor.set_up(top.gw_a, tool)
+        sites.a.wait(lambda: keeps_sources(top.gw_a), "sources are kept")
+        ping_until(top.lan_a, top.b.host())
     assert ping(top.lan_b, top.a.host()).received == 3
     seen = sites.guard.counters() - before
     assert seen.clear == 0
