@@ -46,6 +46,9 @@ from ipsec_ike.identifiers import Direction
 
 #: Entries of ``generated`` and ``hwOffload`` in a status, and selectors in each of them.
 _MOST, _SHOWN = 64, 16
+#: Characters of a text that is made of names: a child's is its policy's and a number, and tables of
+#: nftables may be called anything.
+_LONGEST = 256
 
 
 class StatusBoard:
@@ -228,7 +231,7 @@ class StatusBoard:
             established_at=state.since or None,
             last_probe=self._probes[name][1] if up and name in self._probes else None,
             effectiveMTU=self._mtu(name, tunnel) if up else None,
-            nat_backend=self._translators or None if tunnel else None,
+            nat_backend=self._translators[:_LONGEST] or None if tunnel else None,
             hw_offload=self._offload(name, state),
             generated=self._has(name, tunnel),
             childSAs=ChildSaCount(
@@ -257,7 +260,7 @@ class StatusBoard:
         for child in islice(live, _MOST):
             reqid = self._view.reqids.get((peer, child), 0)
             into, out = (self._offloads.get((reqid, d)) for d in (Direction.IN, Direction.OUT))
-            each = ChildOffload(child=child, inbound=into, outbound=out)
+            each = ChildOffload(child=child[:_LONGEST], inbound=into, outbound=out)
             shown.append(each.model_copy(update={"mode": "Crypto"}) if into or out else each)
         return tuple(shown)
 

@@ -105,6 +105,18 @@ def test_who_else_translates_is_told(rig: Rig, make) -> None:
     assert "natBackend" not in rig.status()
 
 
+def test_names_of_any_length_fit_into_a_status(rig: Rig, make) -> None:
+    name = ".".join(["x" * 63] * 4)[:253]
+    rig.apply(make.peer(remoteSubnets=None), make.policy(name, selectorMode="PerPair", **MORE))
+    rig.up()
+    rig.child(f"{name}.000")
+    rig.board.offloaded({})
+    rig.board.translated(f"nftables ({'t' * 255}, kindnet)")
+    status = rig.status()
+    assert status["hwOffload"] == [{"child": f"{name}.000"[:256], "mode": "None"}]
+    assert status["natBackend"].startswith("nftables (ttt")
+
+
 def test_a_cause_outlives_the_next_attempt(rig: Rig, make) -> None:
     rig.apply(make.peer(), make.policy("more", **MORE))
     rig.down(Reason.TIMEOUT, "no answer from 203.0.113.9:500")
