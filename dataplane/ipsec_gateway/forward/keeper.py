@@ -112,9 +112,7 @@ class Forwarding:
         changed = False
         for base in bases:
             mine = wanted if versions & set(base.versions) else frozenset[Wish]()
-            commands = closing(base, mine)
-            if base.suspect:
-                commands += opening(base, mine, kernel=kernel)
+            commands = opening(base, mine, kernel=kernel) if base.suspect else closing(base, mine)
             try:
                 await _all(commands)
             except ToolError as exc:

@@ -34,21 +34,26 @@ Command = tuple[str, ...]
 
 
 def opening(base: Base, wishes: Iterable[Wish], *, kernel: bool) -> list[Command]:
-    """What to run so that this chain accepts all of it; nothing where it does already."""
-    blocked = [(w, f) for w in sorted(wishes) if (f := _blocked(base, w, kernel=kernel))]
-    useless = {rule for wish, _ in blocked for rule in ours(base, wish)}
+    """What to run so that this chain accepts all of it, and has no other rule of ours."""
+    chosen = frozenset(wishes)
+    blocked = [wish for wish in chosen if _blocked(base, wish, kernel=kernel)]
+    useless = _useless(base, chosen.difference(blocked))
     rest = replace(base, rules=tuple(r for r in base.rules if r not in useless))
-    # Each is put ahead of the same rule, so that numbers stay right as they come.
     return [
-        *(_delete(base, rule) for rule in base.rules if rule in useless),
-        *(_insert(rest, wish, _place(rest, flow)) for wish, flow in blocked),
+        *(_delete(base, rule) for rule in useless),
+        *_inserts(rest, blocked, kernel=kernel, mark=True),
     ]
 
 
 def closing(base: Base, wishes: Iterable[Wish] = ()) -> list[Command]:
     """What to run so that no rule of ours is left but for these wishes."""
+    return [_delete(base, rule) for rule in _useless(base, wishes)]
+
+
+def _useless(base: Base, wishes: Iterable[Wish]) -> list[Rule]:
+    """Rules of ours that are for none of these wishes."""
     kept = {rule for wish in wishes for rule in ours(base, wish)}
-    return [_delete(base, r) for r in base.rules if r.comment == COMMENT and r not in kept]
+    return [rule for rule in base.rules if rule.comment == COMMENT and rule not in kept]
 
 
 def ours(base: Base, wish: Wish) -> list[Rule]:
@@ -65,12 +70,19 @@ def remedy(base: Base, wishes: Iterable[Wish], remote: Sequence[str], *, kernel:
     """What an administrator runs, or an empty text where nothing can be said."""
     if base.tool == NFTABLES and base.table == FIREWALLD:
         return _firewalld(remote)
-    commands = []
-    for wish in sorted(wishes):
-        flow = _blocked(base, wish, kernel=kernel)
-        if flow is not None:
-            commands.append(_insert(base, wish, _place(base, flow), mark=False))
-    return "; ".join(map(shlex.join, commands))
+    return "; ".join(map(shlex.join, _inserts(base, wishes, kernel=kernel, mark=False)))
+
+
+def _inserts(base: Base, wishes: Iterable[Wish], *, kernel: bool, mark: bool) -> list[Command]:
+    """For those of the wishes that are blocked: each right before what drops it."""
+    places = [
+        (_place(base, flow), wish)
+        for wish in sorted(wishes)
+        if (flow := _blocked(base, wish, kernel=kernel))
+    ]
+    # The last place first: what is put in moves the numbers of what comes behind it.
+    places.sort(key=lambda each: each[0], reverse=True)
+    return [_insert(base, wish, at, mark=mark) for at, wish in places]
 
 
 def _blocked(base: Base, wish: Wish, *, kernel: bool) -> Flow | None:
@@ -92,7 +104,7 @@ def _iptables(base: Base, *words: str) -> Command:
     return program(base), "-w", "5", "-t", base.table, *words
 
 
-def _insert(base: Base, wish: Wish, at: int, *, mark: bool = True) -> Command:
+def _insert(base: Base, wish: Wish, at: int, *, mark: bool) -> Command:
     last = at >= len(base.rules)
     comment: Command
     if base.tool != NFTABLES:
@@ -108,7 +120,7 @@ def _insert(base: Base, wish: Wish, at: int, *, mark: bool = True) -> Command:
 
 
 def _delete(base: Base, rule: Rule) -> Command:
-    if base.tool != NFTABLES:
+    if not rule.name:
         return _iptables(base, "-D", base.name, *rule.words)
     return ("nft", "delete", "rule", base.family, base.table, base.name, "handle", rule.name)
 

@@ -262,6 +262,40 @@ def test_it_opens_as_late_as_it_can() -> None:
     assert all(" position 5 " in line for line in lines(first))
 
 
+def test_what_is_put_in_moves_no_place_that_is_still_to_come() -> None:
+    """Packets in are dropped at the second rule, packets out at the fifth."""
+    devices = iptables(
+        "FORWARD -i a -j ACCEPT",
+        "FORWARD ! -i kipsec0 -j DROP",
+        "FORWARD -i b -j ACCEPT",
+        "FORWARD -i c -s 192.0.2.0/24 -j DROP",
+        "FORWARD -j REJECT",
+    )
+    wishes = Wish("in", "eth0"), Wish("out", "kipsec0")
+    found = [" ".join(each) for each in opening(devices, wishes, kernel=False)]
+    assert [line.split("-I ")[1].split(" -m")[0] for line in found] == [
+        "FORWARD 5 -o kipsec0",
+        "FORWARD 2 -i eth0",
+    ]
+    flows = Flow(4, "in", REMOTE, LOCAL, iif="eth0"), TUN_OUT
+    told = judged([devices], {"a": flows}, kernel=False, opens=False)["a"].message
+    assert told.index("-I FORWARD 5 -o kipsec0") < told.index("-I FORWARD 2 -i eth0")
+
+
+def test_what_is_taken_away_moves_no_place_that_is_still_to_come() -> None:
+    stale = iptables(
+        "FORWARD -i old0 -m comment --comment kube-ipsec -j ACCEPT",
+        "FORWARD -i a -j ACCEPT",
+        "FORWARD -j REJECT",
+    )
+    found = lines(stale)
+    assert [line.split()[5:8] for line in found] == [
+        ["-D", "FORWARD", "-i"],
+        ["-I", "FORWARD", "2"],
+        ["-I", "FORWARD", "2"],
+    ]
+
+
 def test_ip6tables_is_the_program_for_ipv6() -> None:
     (base,) = saved.bases("*filter\n:FORWARD DROP [0:0]\nCOMMIT\n", "iptables-legacy", "ip6")
     assert lines(base)[0].startswith("ip6tables-legacy -w 5 -t filter -A FORWARD ")
