@@ -78,19 +78,19 @@ def gateway(settings: Settings, services: tuple[str, ...] = ()) -> Manifest:
             "name": "resume",
             "hostPath": {"path": chosen.resume_path, "type": "DirectoryOrCreate"},
         },
+        # Legacy iptables is changed by one at a time, by whoever has the lock of the node: also to
+        # take away what was opened while openForward was true.
+        {"name": "xtables", "hostPath": {"path": _LOCK, "type": "FileOrCreate"}},
     ]
     mounts: list[Manifest] = [
         _mesh_mount(),
         {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108 - a volume of this pod alone
         {"name": "resume", "mountPath": chosen.resume_path},
+        {"name": "xtables", "mountPath": _LOCK},
     ]
     if not chosen.privileged and chosen.dataplane != "xfrm":
         volumes.append({"name": "tun", "hostPath": {"path": _TUN, "type": "CharDevice"}})
         mounts.append({"name": "tun", "mountPath": _TUN})
-    if chosen.open_forward:
-        # Legacy iptables is changed by one at a time, by whoever has the lock of the node.
-        volumes.append({"name": "xtables", "hostPath": {"path": _LOCK, "type": "FileOrCreate"}})
-        mounts.append({"name": "xtables", "mountPath": _LOCK})
     container: Manifest = {
         "name": _GATEWAY,
         "image": settings.image,

@@ -126,12 +126,10 @@ def test_values_set_options(install: Install, only: Any, name: str, option: str)
     COMMANDS[name].make_context(name, arguments[1:], resilient_parsing=False).close()
 
 
-def test_who_changes_iptables_has_the_lock_of_the_node(install: Install, only: Any) -> None:
-    paths = [
-        {mount["mountPath"] for mount in found["volumeMounts"]}
-        for found in (
-            container(install, only, "gateway"),
-            container(install, only, "gateway", gateway={"openForward": True}),
-        )
-    ]
-    assert paths[1] - paths[0] == {"/run/xtables.lock"}
+@pytest.mark.parametrize("opens", [False, True])
+def test_who_changes_iptables_has_the_lock_of_the_node(
+    install: Install, only: Any, opens: bool
+) -> None:
+    """Also who opens nothing any more: it takes away what it has opened before."""
+    found = container(install, only, "gateway", gateway={"openForward": opens})
+    assert "/run/xtables.lock" in {mount["mountPath"] for mount in found["volumeMounts"]}

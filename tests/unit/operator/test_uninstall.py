@@ -45,12 +45,18 @@ class TestCleaner:
         assert work["args"][-3:] == ["--table", "5000", "--vni=7"]
 
     def test_takes_the_mark_bits_that_were_allowed(self):
-        chosen = GatewaySettings(mark_bits="0xc001", allow_mark_conflict=True, open_forward=True)
+        chosen = GatewaySettings(mark_bits="0xc001", allow_mark_conflict=True)
         made = uninstall.cleaner(daemonsets.gateway(Settings(image="x", gateway=chosen)))
         (work,) = made["spec"]["template"]["spec"]["initContainers"]
         assert work["args"][-2:] == ["--mark-bits=0xc001", "--allow-mark-conflict"]
-        # What it has opened it closes with the lock that it opened it with.
-        assert "/run/xtables.lock" in {mount["mountPath"] for mount in work["volumeMounts"]}
+
+    def test_closes_with_the_lock_of_the_node_what_was_opened(self):
+        pod = uninstall.cleaner(GATEWAY)["spec"]["template"]["spec"]
+        assert {"name": "xtables", "mountPath": "/run/xtables.lock"} in (
+            pod["initContainers"][0]["volumeMounts"]
+        )
+        lock = {"path": "/run/xtables.lock", "type": "FileOrCreate"}
+        assert {"name": "xtables", "hostPath": lock} in pod["volumes"]
 
     def test_runs_where_the_other_ran(self):
         old, new = (d["spec"]["template"]["spec"] for d in (GATEWAY, uninstall.cleaner(GATEWAY)))
