@@ -15,7 +15,8 @@ from ipsec_lab.traffic import ping_until
 FIREWALLS = {
     "iptables-nft": (
         "T='iptables-nft -w'; $T -P FORWARD DROP; $T -N DOCKER-USER; $T -A FORWARD -j DOCKER-USER;"
-        " $T -A FORWARD -o docker0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
+        " $T -A FORWARD -o docker0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT;"
+        " $T -A FORWARD -i docker0 ! -o docker0 -j ACCEPT",
         "iptables-nft-save -t filter",
     ),
     "iptables-legacy": (

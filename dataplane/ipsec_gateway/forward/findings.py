@@ -1,7 +1,7 @@
 """Who on this node drops what the tunnels carry, as far as that can be seen. Pure.
 
 ``docs/gateway.md`` (Forwarding) says what is looked at. A finding is sure where nothing in the
-chain could accept the packets; otherwise it says "may".
+chain could accept the packets of some flow, and tells of those; otherwise it says "may".
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ _SHOWN: Final = 4
 
 @dataclass(frozen=True, slots=True)
 class Blocked:
-    """Why packets of a peer may not pass this node. ``sure``: some do not, and nothing could accept
-    them. ``chains`` are the names of those that drop them."""
+    """Why packets of a peer may not pass this node. ``sure``: some do not (one way, or of one
+    network, say), and nothing could accept them. ``chains`` are the names of those that drop
+    them."""
 
     sure: bool
     message: str
@@ -79,27 +80,26 @@ class _Remedies:
 
 def _judged(base: Base, flows: tuple[Flow, ...], remedies: _Remedies) -> tuple[str, bool, bool]:
     """What to say, whether it is sure, and whether the gateway could open it."""
-    lost: list[Flow] = []
-    sure = True
-    looked = [flow for flow in flows if flow.version in base.versions]
-    for flow in looked:
-        result = outcome(base, flow)
-        if result.passes:
-            sure = False
-        else:
-            lost.append(flow)
-            sure = sure and result.sure
+    results = [(flow, outcome(base, flow)) for flow in flows if flow.version in base.versions]
+    lost = [flow for flow, result in results if not result.passes]
     if not lost:
         return "", False, False
-    remote = sorted({str(n) for f in lost if (n := f.source if f.side == "in" else f.destination)})
+    surely = [flow for flow, result in results if result.sure and not result.passes]
+    # Told is what is certain, if anything is; what helps is for all of it.
+    told = surely or lost
+    remote = _remote(told)
     shown = ", ".join(remote[:_SHOWN]) + (" and others" if len(remote) > _SHOWN else "")
-    sides = {flow.side for flow in lost}
+    sides = {flow.side for flow in told}
     ways = "to and from" if len(sides) == 2 else "to" if sides == {"out"} else "from"
-    verb = "drops" if sure else "may drop"
-    seen = "" if sure else "; no rule is seen that surely accepts them"
-    todo = remedies.of(base, frozenset(wish_of(flow) for flow in lost), remote)
+    verb = "drops" if surely else "may drop"
+    seen = "" if surely else "; no rule is seen that surely accepts them"
+    todo = remedies.of(base, frozenset(wish_of(flow) for flow in lost), _remote(lost))
     help_ = (
         f"on the node run {todo}" if todo else "a rule there names them, which is for you to mend"
     )
     text = f"{name_of(base)} {verb} packets {ways} {shown or 'the remote networks'}{seen}: {help_}"
-    return text, sure, bool(todo)
+    return text, bool(surely), bool(todo)
+
+
+def _remote(flows: Iterable[Flow]) -> list[str]:
+    return sorted({str(n) for f in flows if (n := f.source if f.side == "in" else f.destination)})

@@ -352,10 +352,26 @@ def test_a_peer_is_told_what_drops_and_what_helps() -> None:
 HOW: dict[str, bool] = {"kernel": True, "opens": False}
 
 
-def test_one_way_may_be_meant_so() -> None:
-    found = judged([iptables("FORWARD -s 10.1.0.0/16 -j ACCEPT")], {"a": (OUT, IN)}, **HOW)
-    assert not found["a"].sure
-    assert "may drop packets from 10.2.0.0/16; no rule is seen" in found["a"].message
+def test_one_way_that_is_surely_closed_is_told_as_such() -> None:
+    found = judged([iptables("FORWARD -s 10.1.0.0/16 -j ACCEPT")], {"a": (OUT, IN)}, **HOW)["a"]
+    assert found.sure
+    assert "drops packets from 10.2.0.0/16: on the node run" in found.message
+
+
+def test_one_network_that_is_surely_closed_is_told_and_all_of_it_is_opened() -> None:
+    other = Flow(4, "out", LOCAL, ip_network("10.3.0.0/16"), ipsec=True)
+    base = iptables(
+        "FORWARD -d 10.2.0.0/16 -m mark --mark 1 -j ACCEPT",
+        "FORWARD -d 10.1.0.0/16 -m mark -j ACCEPT",
+    )
+    for those, sure, text in (
+        ((OUT, IN), False, "may drop packets to and from 10.2.0.0/16; no rule is seen"),
+        ((OUT, IN, other), True, "drops packets to 10.3.0.0/16: on the node run"),
+    ):
+        found = judged([base], {"a": those}, **HOW)["a"]
+        assert found.sure is sure
+        assert f" {text}" in found.message
+        assert found.message.count("-j ACCEPT") == 2, "what helps is for both ways"
 
 
 def test_nothing_is_claimed_of_other_versions() -> None:
@@ -373,8 +389,7 @@ def test_what_a_rule_about_its_networks_drops_is_somebodys_will() -> None:
     )
     found = judged([base], {"a": (OUT, IN)}, **HOW)["a"]
     assert found.message.endswith(
-        "to 10.2.0.0/16; no rule is seen that surely accepts them: a rule"
-        " there names them, which is for you to mend"
+        " drops packets to 10.2.0.0/16: a rule there names them, which is for you to mend"
     )
     assert lines(base) == []
 
