@@ -172,6 +172,7 @@ def ruleset(
         others=hex(numbers.keep),
         mask=hex(numbers.mask),
         both=hex(numbers.steer | numbers.guard),
+        neither=hex(0xFFFFFFFF & ~(numbers.steer | numbers.guard)),
         guard=hex(numbers.guard),
         bypass=hex(numbers.bypass),
     )

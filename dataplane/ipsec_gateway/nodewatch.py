@@ -13,16 +13,19 @@ from ipsec_gateway.translators import legacy_tables
 
 class NodeWatch:
     """Calls ``moved`` when addresses or the default route changed, ``translated`` when somebody may
-    translate sources who did not before. ``poll`` is called every few seconds."""
+    translate sources who did not before; None: nobody wants to know. ``poll`` is called every few
+    seconds."""
 
     def __init__(
         self,
         moved: Callable[[], None],
-        translated: Callable[[], None],
+        translated: Callable[[], None] | None,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         self._translated: Final = translated
-        self._monitors: Final = (Monitor(moved, loop), Monitor(translated, loop, CHAINS))
+        self._monitors: Final = [Monitor(moved, loop)]
+        if translated is not None:
+            self._monitors.append(Monitor(translated, loop, CHAINS))
         self._legacy = legacy_tables()
 
     def open(self) -> None:
@@ -37,6 +40,8 @@ class NodeWatch:
 
     def poll(self) -> None:
         """Of the tables of legacy iptables the kernel tells nobody."""
+        if self._translated is None:
+            return
         legacy = legacy_tables()
         if legacy != self._legacy:
             self._legacy = legacy

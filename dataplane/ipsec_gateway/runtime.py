@@ -115,7 +115,9 @@ class Gateway:
         self.metrics.registry.register(self._prober)
         self._memory: Final = LastGood()
         self._resolver: Final = Resolver(self._wake_up, numbers=options.numbers)
-        self._watch: Final = NodeWatch(self._moved, self._translated, self._loop)
+        self._watch: Final = NodeWatch(
+            self._moved, self._translated if options.lazy_tracking else None, self._loop
+        )
         self._handover: Final = Handover(options.resume, self.pump, self._loop)
         self._goodbye = options.goodbye or options.resume is None
         steered = options.kernel or options.device is not None
@@ -149,6 +151,8 @@ class Gateway:
         self._basis: tuple[InForce, Facts] | None = None
         #: What the kernel was last set up for, and when.
         self._done: tuple[Intent, tuple[Address, ...], int | None] | None = None
+        #: How often something moved: what did while the rest was made so is not done.
+        self._moves = 0
         self._checked = 0.0
         self._here: Final = InPlace(self.pump, self._steering, self._handover)
         self.pump.prepare = self._here.prepare
@@ -271,6 +275,7 @@ class Gateway:
     def _moved(self) -> None:
         """An address or the default route changed: routes of ours may have gone with it."""
         self._done = None
+        self._moves += 1
         self._wake_up()
 
     def _translated(self) -> None:
@@ -332,6 +337,7 @@ class Gateway:
 
     async def _apply(self, static: Intent, addresses: tuple[Address, ...]) -> None:
         steering, before, here = self._steering, self._intent, self._here
+        moves = self._moves
         first = self._handover.first
         if first and self._options.kernel and self.pump.backend is None:
             # What an earlier gateway has left must be known before its guard is replaced.
@@ -374,7 +380,8 @@ class Gateway:
         if first:
             self._wake_up()
         self.board.generated(generated(self.pump.engine.snapshot()) if static.patterns else ())
-        self._done, self._checked = (wanted, addresses, mtu), self._loop.time()
+        self._done = (wanted, addresses, mtu) if moves == self._moves else None
+        self._checked = self._loop.time()
 
     async def _look_at_others(self) -> None:
         """Whether others on this node let pass what tunnels carry: nothing waits for it."""

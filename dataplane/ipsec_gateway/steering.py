@@ -100,7 +100,10 @@ class Steering:
         views = (intent.translations, intent.untracked, intent.services, intent.interfaces)
         if self._suspected and not self._keep:
             self._suspected = False
-            self._keep = await self.translators() != translators.NONE
+            try:
+                self._keep = await self.translators() != translators.NONE
+            except ToolError:
+                self._keep = True  # not known: tracking costs less than what the guard would drop
             # What they have translated meanwhile starts anew.
             self._flushed = frozenset()
         basis = (intent.policies, clamps, live, mtu, retained, views, self._keep)
@@ -142,7 +145,9 @@ class Steering:
         self._guard, self._basis = desired, basis
 
     async def verify_guard(self) -> bool:
-        """Whether the table is still there; if not, the next ``guard`` sets it up anew."""
+        """Whether the table is still there; if not, the next ``guard`` sets it up anew. That looks
+        for who translates sources, too: a kernel need not tell of them."""
+        self._suspected = True
         try:
             await run("nft", "-t", "list", "table", "inet", NFT_TABLE)
         except ToolError:

@@ -52,7 +52,7 @@ def view_of(in_force: InForce, intent: Intent) -> View:
         # In a cluster there are only tunnels. A template may be in those of several gateways: the
         # operator says of it what the statuses of its peers say.
         view.keys |= view.generations.keys() - view.templates.keys()
-    for problem in intent.problems:
+    for problem in dict.fromkeys(intent.problems):
         view.problems.setdefault(Key.ref(problem.ref), []).append(problem)
         for peer, entry in view.templates.get(Key.ref(problem.ref), ()):
             if not in_force.objects:

@@ -65,10 +65,20 @@ class SpdRig:
         """Packets of a named counter of the table."""
         return self.run(self.steering.counters)[name].packets
 
-    def secure(self, local: str, remote: str, *, spi: int = 0x1001, version: int = 4) -> None:
-        """SAs and policies between these networks, at both ends; ``version`` is the outer one."""
+    def secure(
+        self,
+        local: str,
+        remote: str,
+        *,
+        spi: int = 0x1001,
+        version: int = 4,
+        marked: bool = True,
+    ) -> None:
+        """SAs and policies between these networks, at both ends; ``version`` is the outer one.
+        ``marked``: those of the gateway have the mark that ours gives to its SAs."""
         a, b = _ENDS[version]
-        for ns, mark in ((self.gw, " output-mark 0x40 mask 0x40"), (self.wan, "")):
+        ours = " output-mark 0x40 mask 0x40" if marked else ""
+        for ns, mark in ((self.gw, ours), (self.wan, "")):
             for src, dst, number in ((a, b, spi), (b, a, spi + 1)):
                 own = mark if src == a else ""
                 ns.run(

@@ -17,6 +17,14 @@ from ipsec_lab.spd_rig import SpdRig, intent_mapped, intent_of, lacking, spd_rig
 from ipsec_lab.steering_rig import PROTECT4, PROTECT6, reaches
 
 REMOTE = PROTECT4.id.destination.networks[0]
+#: Both sides have 10.1.0.0/24: it is 10.101.0.0/24 to them, and theirs is 10.102.0.0/24 to us.
+TWIN = Translation(
+    "default/twin",
+    local=ip_network("10.1.0.0/24"),
+    remote=ip_network("10.102.0.0/24"),
+    wire_local=ip_network("10.101.0.0/24"),
+    wire_remote=ip_network("10.1.0.0/24"),
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -29,6 +37,11 @@ def _kernel() -> None:
 def rig() -> Iterator[SpdRig]:
     with spd_rig() as it:
         yield it
+
+
+def with_the_same_network(rig: SpdRig) -> None:
+    """The far side of ``TWIN``."""
+    rig.wan.ip("addr add 10.1.0.9/32 dev lo", "route add 10.101.0.0/24 via 192.0.2.1")
 
 
 def source_seen(rig: SpdRig, destination: str, port: int = 9) -> str | None:
@@ -119,22 +132,42 @@ def test_an_old_translation_takes_no_packet_past_the_guard(rig: SpdRig) -> None:
     assert source_seen(rig, "10.2.0.9", 11) == "10.1.0.2"
 
 
-def test_mss_fits_the_real_overhead(rig: SpdRig) -> None:
-    # AES-GCM in IPv4: 1446 octets, for which the way back is told by hand here.
-    rig.apply(intent_of(PROTECT4), {1406: (REMOTE,)})
-    rig.secure("10.1.0.0/16", "10.2.0.0/16")
+def segments(rig: SpdRig, seen: str, own: str) -> tuple[int, int]:
+    """The sizes of segments of both ends of a connection from the LAN to ``seen``, which is ``own``
+    at the far side; without the 12 octets of the timestamp option."""
     with rig.wan.socket() as server, rig.lan.socket() as client:
-        server.bind(("10.2.0.9", 80))
+        server.bind((own, 80))
         server.listen()
         server.settimeout(5)
         client.settimeout(5)
-        client.connect(("10.2.0.9", 80))
+        client.connect((seen, 80))
         ours = client.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG)
         connection, _ = server.accept()
         with connection:
             theirs = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG)
-    # 12 octets of each segment are the timestamp option.
-    assert (ours, theirs) == (1406 - 12, 1406 - 12)
+    return ours + 12, theirs + 12
+
+
+def test_mss_fits_the_real_overhead(rig: SpdRig) -> None:
+    # AES-GCM in IPv4: 1446 octets, for which the way back is told by hand here.
+    rig.apply(intent_of(PROTECT4), {1406: (REMOTE,)})
+    rig.secure("10.1.0.0/16", "10.2.0.0/16")
+    assert segments(rig, "10.2.0.9", "10.2.0.9") == (1406, 1406)
+
+
+def test_mss_of_what_has_another_source_in_its_tunnel(rig: SpdRig) -> None:
+    rig.apply(intent_mapped(TWIN), {1300: (TWIN.wire_remote,)})
+    with_the_same_network(rig)
+    rig.secure("10.101.0.0/24", "10.1.0.0/24")
+    assert segments(rig, "10.102.0.9", "10.1.0.9") == (1300, 1300)
+
+
+def test_tunnels_of_others_are_left_alone(rig: SpdRig) -> None:
+    """Beside translated ones: the outer packets of a foreign SA have no mark of ours."""
+    rig.apply(intent_mapped(TWIN))
+    rig.secure("10.1.0.0/16", "10.3.0.0/16", marked=False)
+    assert reaches(rig.lan, "10.3.0.9", "-W", "2")
+    assert rig.counter("unencrypted_out") == 0
 
 
 def test_a_node_without_another_way_gets_one(rig: SpdRig) -> None:
@@ -168,15 +201,8 @@ def test_inbound_sources_are_rewritten_without_ours(rig: SpdRig) -> None:
 
 
 def test_both_sides_use_the_same_network(rig: SpdRig) -> None:
-    both = Translation(
-        "default/twin",
-        local=ip_network("10.1.0.0/24"),
-        remote=ip_network("10.102.0.0/24"),
-        wire_local=ip_network("10.101.0.0/24"),
-        wire_remote=ip_network("10.1.0.0/24"),
-    )
-    rig.wan.ip("addr add 10.1.0.9/32 dev lo", "route add 10.101.0.0/24 via 192.0.2.1")
-    rig.apply(intent_mapped(both))
+    with_the_same_network(rig)
+    rig.apply(intent_mapped(TWIN))
     assert not reaches(rig.lan, "10.102.0.9")
     assert rig.counter("unencrypted_out") == 1
     assert not reaches(rig.wan, "10.101.0.2", "-I", "10.1.0.9")

@@ -14,6 +14,7 @@ import pytest
 from ipsec_gateway.ipsec.base import Level, PolicyAction
 from ipsec_gateway.steering import Steering, current
 from ipsec_gateway.tools import ToolError
+from ipsec_lab.masquerades import keeps_sources
 from ipsec_lab.netns import end_process
 from ipsec_lab.steering_rig import (
     DEVICE,
@@ -51,6 +52,18 @@ def test_protected_traffic_goes_into_the_device_and_nothing_else_does(rig: Rig) 
     ]
     # An address that no policy covers takes the usual route.
     assert reaches(rig.gw, "10.2.0.9", "-I", "192.0.2.1")
+
+
+def test_sources_are_kept_where_nobody_knows_who_translates(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fails() -> str:
+        raise ToolError("nft is busy")
+
+    rig.steering = Steering(DEVICE, lazy=True)
+    monkeypatch.setattr(rig.steering, "translators", fails)
+    rig.apply(PROTECT4)
+    assert keeps_sources(rig.gw)
 
 
 def test_decrypted_traffic_passes_strict_reverse_path_filters(rig: Rig) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from ipsec_gateway.intent import Intent
 from ipsec_gateway.ipsec.base import PolicyAction, PolicyDirection, PolicyId, PolicySpec
+from ipsec_gateway.protected import ProtectedService
 from ipsec_ike.selectors import TrafficSelector
 from ipsec_lab.steering_rig import PROTECT4, Rig, ipv4
 
@@ -53,3 +54,20 @@ def test_a_port_is_open_to_tunnels_only(rig: Rig) -> None:
         with pytest.raises(PermissionError):
             server.sendto(b"out", ("192.0.2.2", 7))
         assert rig.counter("discarded_out") == 1
+
+
+def test_a_whole_protocol_leaves_ike_open(rig: Rig) -> None:
+    """``requireIPsec`` of all of UDP: tunnels come up by UDP."""
+    rig.apply_intent(Intent(services=(ProtectedService(17, None, name="default/hq"),)))
+    with (
+        rig.gw.socket(socket.AF_INET, socket.SOCK_DGRAM) as ike,
+        rig.gw.socket(socket.AF_INET, socket.SOCK_DGRAM) as another,
+        rig.wan.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger,
+    ):
+        another.bind(("192.0.2.1", 501))
+        ike.bind(("192.0.2.1", 500))
+        ike.settimeout(5)
+        stranger.sendto(b"no", ("192.0.2.1", 501))
+        stranger.sendto(b"yes", ("192.0.2.1", 500))
+        assert ike.recv(9) == b"yes"
+        assert rig.counter("unencrypted_in") == 1

@@ -214,6 +214,7 @@ def test_in_a_cluster_the_peer_says_what_is_wrong_with_its_template(rig: Rig) ->
     alone = InForce(tunnels=rig.found.tunnels)
     (template,) = alone.tunnels[0].templates
     bad = Problem(template.source, "UnsupportedByDataplane", "no such cipher here")
-    rig.board.configured(alone, replace(intent(alone.tunnels, Facts()), problems=(bad,)))
+    # Every peer that uses it brings it.
+    rig.board.configured(alone, replace(intent(alone.tunnels, Facts()), problems=(bad, bad)))
     said = rig.condition("Programmed", PEER)
     assert said == ("False", "UnsupportedByDataplane", "template pool: no such cipher here")
