@@ -98,7 +98,7 @@ class ApiServer(kmock.KubernetesEmulator):
                 kind=kind,
                 singular=kind.lower(),
                 namespaced=namespaced,
-                verbs={"get", "list", "watch", "create", "patch", "delete"},
+                verbs={"get", "list", "watch", "create", "update", "patch", "delete"},
                 subresources={"status"},
             )
 
@@ -187,6 +187,8 @@ class ApiServer(kmock.KubernetesEmulator):
                     found = self._create((key[0], key[1], name), request.data)
                 case "delete":
                     found = self._delete(key)
+                case "update":
+                    found = self._update(key, request.data)
                 case _:
                     found = self._patch(key, request, call)
         except _Refused as exc:
@@ -229,6 +231,13 @@ class ApiServer(kmock.KubernetesEmulator):
             metadata["generation"] = metadata.get("generation", 0) + 1
         held.item = fresh
         return self._announce("MODIFIED", key, fresh)
+
+    def _update(self, key: tuple[ResourceKey, str | None, str], item: Object) -> Object:
+        held = self._get(key)
+        fresh = copy.deepcopy(item)
+        own = ("uid", "creationTimestamp", "generation", "resourceVersion")
+        fresh["metadata"] |= {name: held.item["metadata"][name] for name in own}
+        return self._store(key, held, fresh)
 
     def _delete(self, key: tuple[ResourceKey, str | None, str]) -> Object:
         item = copy.deepcopy(self._get(key).item)
@@ -339,7 +348,7 @@ async def serving() -> AsyncIterator[tuple[ApiServer, str]]:
 def _call(request: kmock.Request) -> Call:
     resource = request.resource
     assert resource is not None
-    verbs = {"GET": "get" if request.name else "list", "POST": "create"}
+    verbs = {"GET": "get" if request.name else "list", "POST": "create", "PUT": "update"}
     verb = verbs.get(request.method.value, request.method.value.lower())
     if request.params.get("watch") in ("true", "1"):
         verb = "watch"

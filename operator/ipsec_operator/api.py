@@ -186,9 +186,17 @@ class Api:
     async def create(
         self, resource: Resource, namespace: str | None, body: Object, *, manager: str = ""
     ) -> Object:
-        """A new object, and its fields the manager's. Raises Conflict, ApiError."""
+        """A new object. Its fields are the manager's, but not by server-side apply: what ``apply``
+        leaves out later stays, ``replace`` takes it away. Raises Conflict, ApiError."""
         query = {"fieldManager": manager} if manager else None
         return await self._call("create", "POST", resource.path(namespace), query, body)
+
+    async def replace(self, resource: Resource, body: Object, *, manager: str) -> Object:
+        """The whole object is this from now on, whoever had a part of it. Raises NotFound,
+        ApiError."""
+        metadata = body["metadata"]
+        path = resource.path(metadata.get("namespace"), metadata["name"])
+        return await self._call("update", "PUT", path, {"fieldManager": manager}, body)
 
     async def apply(
         self, resource: Resource, body: Object, *, manager: str, part: str = ""

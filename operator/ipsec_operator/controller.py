@@ -7,7 +7,7 @@ compares anew, so that an item too many does no harm and writes nothing:
 item           look
 =============  =====================================================================================
 judge          compile what has changed, a slice at a time
-tunnel         the Secret of a peer: apply, delete, or nothing
+tunnel         the Secret of a peer: write, delete, or nothing
 status         the operator's conditions of an object: apply, or nothing
 fetch          the data of a Secret that a resource has begun to refer to
 daemonset      a DaemonSet: apply, delete, or nothing
@@ -131,11 +131,12 @@ class Controller:
     async def _write(self, tunnel: tunnels.Tunnel, *, new: bool) -> Object:
         namespace = self.settings.namespace
         body = tunnels.manifest(tunnel, namespace, self.settings.common_labels)
+        # Cheaper for the API server than server-side apply, which compares and reads YAML. Nobody
+        # else has a part of it, and so what is not written any more, such as a label, goes.
         if new:
-            # Cheaper for the API server than server-side apply, which compares and reads YAML.
             with suppress(Conflict):
                 return await self.api.create(SECRETS, namespace, body, manager=OPERATOR_MANAGER)
-        return await self.api.apply(SECRETS, body, manager=OPERATOR_MANAGER)
+        return await self.api.replace(SECRETS, body, manager=OPERATOR_MANAGER)
 
     async def _remove(self, unit: Key, present: tunnels.Tunnel) -> None:
         await self.api.delete(SECRETS, self.settings.namespace, present.name)

@@ -61,7 +61,7 @@ OPERATOR: Final[tuple[Right, ...]] = (
         "own",
         "",
         ("secrets",),
-        ("get", "list", "watch", "create", "patch", "delete"),
+        ("get", "list", "watch", "create", "update", "delete"),
         "one Secret for each tunnel, and the mesh key",
     ),
     Right("own", "coordination.k8s.io", ("leases",), ("list", "watch"), "which gateways are alive"),

@@ -73,7 +73,7 @@ def render(config: TunnelConfig) -> Tunnel:
 
 
 def manifest(tunnel: Tunnel, namespace: str, labels: Mapping[str, str]) -> Manifest:
-    """The Secret for server-side apply."""
+    """The Secret, all of it."""
     return {
         "apiVersion": "v1",
         "kind": "Secret",

@@ -275,7 +275,31 @@ def test_a_tunnel_secret_without_its_label_is_taken_back(in_cluster: Any, make: 
             held = cluster.server.one("secrets", OWN, name)
             assert held["metadata"]["labels"]["kubeipsec.dev/tunnel"] == "true"
             verbs = [c.verb for c in cluster.server.writes() if c.plural == "secrets"]
-            assert verbs[-2:] == ["create", "patch"]
+            assert verbs[-2:] == ["create", "update"]
+
+    in_cluster(body)
+
+
+def test_what_is_not_written_any_more_goes_from_a_tunnel_secret(
+    in_cluster: Any, make: Make
+) -> None:
+    """Also a label that was ours by the request that made the Secret."""
+
+    async def body(cluster: Cluster) -> None:
+        name = tunnel_secret_name("default", "peer-1")
+
+        def labels() -> set[str]:
+            return set(cluster.server.one("secrets", OWN, name)["metadata"]["labels"])
+
+        cluster.server.add(make("secret", 1))
+        cluster.server.add(make("peer", 1))
+        async with cluster.running(common_labels={"team": "a"}):
+            await cluster.until(cluster.tunnels)
+            assert "team" in labels()
+        async with cluster.running():
+            cluster.server.add(make("peer", 1, mtu=1300))
+            await cluster.until(lambda: cluster.tunnels()["default/peer-1"].mtu == 1300)
+            assert labels() == {"kubeipsec.dev/tunnel", "app.kubernetes.io/managed-by"}
 
     in_cluster(body)
 
