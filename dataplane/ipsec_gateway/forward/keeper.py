@@ -47,11 +47,12 @@ class Forwarding:
         self._opens: Final = opens
         self._clock: Final = clock
         self._due = float("-inf")
-        #: What was looked at last, and what came of it.
-        self._basis: tuple[Intent, tuple[Address, ...]] | None = None
-        self._found: Mapping[str, Blocked] = {}
+        #: What is to pass, and what it was computed from.
         self._flows: Mapping[str, tuple[Flow, ...]] = {}
-        self._bases: list[Base] = []
+        self._basis: tuple[Intent, tuple[Address, ...]] | None = None
+        #: What came of the last look, and of which chains; None: they are to be judged anew.
+        self._found: Mapping[str, Blocked] = {}
+        self._bases: list[Base] | None = None
         #: Whether there may be rules of ours.
         self._traces = True
         self._told: set[str] = set()
@@ -60,14 +61,17 @@ class Forwarding:
     async def look(self, intent: Intent, addresses: tuple[Address, ...]) -> Mapping[str, Blocked]:
         """By peer, what may drop its packets. Nothing is claimed where nothing could be read."""
         basis = (intent, addresses)
-        if basis == self._basis and self._clock() < self._due:
+        if basis != self._basis:
+            self._flows = await asyncio.to_thread(flows, intent, self._device, addresses)
+            self._basis, self._bases = basis, None
+        elif self._clock() < self._due:
             return self._found
         try:
-            await self._look(intent, addresses, same=basis == self._basis)
+            await self._look()
         except (ToolError, *_UNREADABLE) as exc:
             self._tell(f"what else forwards on this node is not known: {type(exc).__name__}: {exc}")
-            self._found, self._bases = {}, []
-        self._basis, self._due = basis, self._clock() + INTERVAL
+            self._found, self._bases = {}, None
+        self._due = self._clock() + INTERVAL
         return self._found
 
     async def close(self) -> None:
@@ -80,35 +84,25 @@ class Forwarding:
                 log.warning("rules of ours may be left in others' chains: %s", exc)
             else:
                 self._traces = False
-        self._basis, self._bases, self._found = None, [], {}
+        self._basis, self._found = None, {}
 
-    async def _look(self, intent: Intent, addresses: tuple[Address, ...], *, same: bool) -> None:
-        kernel = self._device is None
+    async def _look(self) -> None:
         bases = await self._read(everything=self._traces)
-        found = self._flows
-        if not same:
-            found = await asyncio.to_thread(flows, intent, self._device, addresses)
-        wanted = wishes(found) if self._opens else frozenset()
-        if await self._change(bases, wanted, found, kernel=kernel):
+        if await self._change(bases):
             bases = await self._read(everything=self._traces)
         self._traces = self._opens
-        if not same or bases != self._bases:
+        if bases != self._bases:
             self._found = await asyncio.to_thread(
-                judged, bases, found, kernel=kernel, opens=self._opens
+                judged, bases, self._flows, kernel=self._device is None, opens=self._opens
             )
             self._warn()
-        self._bases, self._flows = bases, found
+        self._bases = bases
 
-    async def _change(
-        self,
-        bases: Iterable[Base],
-        wanted: frozenset[Wish],
-        found: Mapping[str, tuple[Flow, ...]],
-        *,
-        kernel: bool,
-    ) -> bool:
+    async def _change(self, bases: Iterable[Base]) -> bool:
         """Take away what is not wanted any more, and add what is missing."""
-        versions = {flow.version for those in found.values() for flow in those}
+        kernel = self._device is None
+        wanted = wishes(self._flows) if self._opens else frozenset[Wish]()
+        versions = {flow.version for those in self._flows.values() for flow in those}
         changed = False
         for base in bases:
             mine = wanted if versions & set(base.versions) else frozenset[Wish]()

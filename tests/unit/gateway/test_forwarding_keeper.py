@@ -20,6 +20,7 @@ HOSTS = ("203.0.113.9", "203.0.113.10")
 FACTS = Facts(resolved={h: (h,) for h in HOSTS}, sources=dict.fromkeys(HOSTS, "192.0.2.1"))
 OPEN = "*filter\n:FORWARD ACCEPT [0:0]\nCOMMIT\n"
 CLOSED = "*filter\n:FORWARD DROP [0:0]\nCOMMIT\n"
+OURS = "-A FORWARD -m policy --dir {} --pol ipsec -m comment --comment kube-ipsec -j ACCEPT"
 
 
 class Node:
@@ -34,7 +35,10 @@ class Node:
         self.refuses = ""
 
     async def run_json(self, *command: str) -> Any:
+        line = " ".join(command)
         self.asked.append(" ".join(command[2:]))
+        if self.refuses and self.refuses in line:
+            raise ToolError(f"{line}: no")
         return self.chains
 
     async def run(self, *command: str) -> str:
@@ -142,6 +146,27 @@ def test_odd_answers_claim_nothing_and_end_nothing(
     assert ("is not known" in caplog.text) == (odd != [])
 
 
+def test_a_look_that_fails_closes_nothing_and_the_next_one_knows_as_much(
+    node: Node, wanted: Intent, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, look = looker(node, opens=True)
+    node.refuses = "list chains"
+    assert look(wanted) == {}
+    assert "what else forwards on this node is not known: ToolError" in caplog.text
+    before = len(node.asked)
+    look(wanted)
+    assert len(node.asked) == before, "once a minute, as ever"
+    node.refuses, node.now = "", INTERVAL
+    node.saved = (
+        f"*filter\n:FORWARD DROP [0:0]\n{OURS.format('in')}\n{OURS.format('out')}\nCOMMIT\n"
+    )
+    assert look(wanted) == {}
+    assert node.ran == []
+    node.saved, node.now = CLOSED, 2 * INTERVAL
+    assert look(wanted).keys() == {"default/hq", "default/two"}
+    assert [line.split()[5] for line in node.ran] == ["-A", "-A"]
+
+
 def test_what_cannot_be_opened_is_said_with_the_remedy(
     node: Node, wanted: Intent, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -155,8 +180,7 @@ def test_what_cannot_be_opened_is_said_with_the_remedy(
 def test_closing_goes_on_where_it_fails_and_is_tried_again(
     node: Node, wanted: Intent, caplog: pytest.LogCaptureFixture
 ) -> None:
-    rule = "-A FORWARD -m policy --dir in --pol ipsec -m comment --comment kube-ipsec -j ACCEPT"
-    node.saved = f"*filter\n:FORWARD DROP [0:0]\n{rule}\nCOMMIT\n"
+    node.saved = f"*filter\n:FORWARD DROP [0:0]\n{OURS.format('in')}\nCOMMIT\n"
     it, look = looker(node, opens=True)
     look(wanted)
     node.refuses, node.ran = "-D", []
