@@ -34,6 +34,8 @@ INTERVAL: Final = 60.0
 _UNREADABLE: Final = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 #: Files with the names of the tables of legacy iptables, by family.
 _LEGACY: Final = {"ip": "/proc/net/ip_tables_names", "ip6": "/proc/net/ip6_tables_names"}
+_CLOSED: Final = "forwarding cannot be opened"
+_LEFT: Final = "rules of ours may be left in others' chains"
 
 
 class Forwarding:
@@ -78,19 +80,35 @@ class Forwarding:
         """Take our rules out of others' chains; what cannot be taken away is logged."""
         if self._traces:
             try:
-                for base in await self._read(everything=True):
-                    await _all(closing(base))
+                bases = await self._read(everything=True)
             except (ToolError, *_UNREADABLE) as exc:
-                log.warning("rules of ours may be left in others' chains: %s", exc)
+                log.warning("%s: %s", _LEFT, exc)
             else:
-                self._traces = False
+                tried = [await _all(closing(base)) for base in bases]
+                for problem in filter(None, tried):
+                    log.warning("%s: %s", _LEFT, problem)
+                self._traces = any(tried)
         self._basis, self._found = None, {}
 
     async def _look(self) -> None:
+        self._traces = self._traces or self._opens
         bases = await self._read(everything=self._traces)
-        if await self._change(bases):
+        changed, done = False, True
+        for base in bases:
+            wanted = self._wanted(base)
+            opens = bool(wanted) and base.suspect
+            commands = (
+                opening(base, wanted, kernel=self._device is None)
+                if opens
+                else closing(base, wanted)
+            )
+            changed = changed or bool(commands)
+            if problem := await _all(commands):
+                done = False
+                self._tell(f"{_CLOSED if opens else _LEFT}: {problem}")
+        self._traces = self._opens or not done
+        if changed:
             bases = await self._read(everything=self._traces)
-        self._traces = self._opens
         if bases != self._bases:
             self._found = await asyncio.to_thread(
                 judged, bases, self._flows, kernel=self._device is None, opens=self._opens
@@ -98,21 +116,12 @@ class Forwarding:
             self._warn()
         self._bases = bases
 
-    async def _change(self, bases: Iterable[Base]) -> bool:
-        """Take away what is not wanted any more, and add what is missing."""
-        kernel = self._device is None
-        wanted = wishes(self._flows) if self._opens else frozenset[Wish]()
+    def _wanted(self, base: Base) -> frozenset[Wish]:
+        """What rules of ours are to be in this chain, as far as they are needed there."""
         versions = {flow.version for those in self._flows.values() for flow in those}
-        changed = False
-        for base in bases:
-            mine = wanted if versions & set(base.versions) else frozenset[Wish]()
-            commands = opening(base, mine, kernel=kernel) if base.suspect else closing(base, mine)
-            try:
-                await _all(commands)
-            except ToolError as exc:
-                self._tell(f"forwarding cannot be opened: {exc}")
-            changed = changed or bool(commands)
-        return changed
+        if not self._opens or versions.isdisjoint(base.versions):
+            return frozenset()
+        return wishes(self._flows)
 
     async def _read(self, *, everything: bool) -> list[Base]:
         """Foreign chains on the forward hook with their rules; ``everything``: also those that
@@ -182,6 +191,11 @@ async def _listed(base: Base, *, everything: bool) -> Base | None:
     return replace(full, others=others)
 
 
-async def _all(commands: Iterable[Command]) -> None:
-    for command in commands:
-        await run(*command)
+async def _all(commands: Iterable[Command]) -> ToolError | None:
+    """Run them; what went wrong with the first that fails."""
+    try:
+        for command in commands:
+            await run(*command)
+    except ToolError as exc:
+        return exc
+    return None

@@ -33,6 +33,8 @@ class Node:
         self.asked: list[str] = []
         self.ran: list[str] = []
         self.refuses = ""
+        #: Once this was run nothing can be listed.
+        self.fails_after = ""
 
     async def run_json(self, *command: str) -> Any:
         line = " ".join(command)
@@ -49,6 +51,8 @@ class Node:
         if self.refuses and self.refuses in line:
             raise ToolError(f"{line}: no")
         self.ran.append(line)
+        if self.fails_after and self.fails_after in line:
+            self.refuses = "list chains"
         return ""
 
 
@@ -191,3 +195,45 @@ def test_closing_goes_on_where_it_fails_and_is_tried_again(
     assert [line.split()[5] for line in node.ran] == ["-D"]
     asyncio.run(it.close())
     assert len(node.ran) == 1, "nothing is left to look for"
+
+
+def test_a_rule_that_stays_for_a_failure_is_taken_away_by_a_later_look(
+    node: Node, wanted: Intent, caplog: pytest.LogCaptureFixture
+) -> None:
+    """That of an earlier life of the gateway, which opened."""
+    node.saved = f"*filter\n:FORWARD DROP [0:0]\n{OURS.format('in')}\nCOMMIT\n"
+    node.refuses = "-D"
+    it, look = looker(node)
+    look(wanted)
+    assert "rules of ours may be left in others' chains: iptables-nft -w 5" in caplog.text
+    assert "cannot be opened" not in caplog.text
+    node.refuses, node.now = "", INTERVAL
+    look(wanted)
+    assert [line.split()[5] for line in node.ran] == ["-D"]
+    asyncio.run(it.close())
+    assert len(node.ran) == 1, "nothing is left to look for"
+
+
+def test_closing_tries_every_chain(
+    node: Node, wanted: Intent, caplog: pytest.LogCaptureFixture
+) -> None:
+    node.chains["nftables"].append(chain("filter", "FORWARD", family="ip6"))
+    node.saved = f"*filter\n:FORWARD DROP [0:0]\n{OURS.format('in')}\nCOMMIT\n"
+    it, _ = looker(node, opens=True)
+    node.refuses = "iptables-nft -w"
+    asyncio.run(it.close())
+    assert [line.split()[0] for line in node.ran] == ["ip6tables-nft"]
+    assert caplog.text.count("rules of ours may be left") == 1
+
+
+def test_what_was_opened_before_a_look_failed_is_closed(node: Node, wanted: Intent) -> None:
+    it, look = looker(node, opens=True)
+    node.saved = OPEN
+    asyncio.run(it.close())
+    node.saved, node.fails_after = CLOSED, "-A FORWARD"
+    look(wanted)
+    assert len(node.ran) == 2
+    node.refuses, node.fails_after = "", ""
+    node.saved = f"*filter\n:FORWARD DROP [0:0]\n{OURS.format('in')}\nCOMMIT\n"
+    asyncio.run(it.close())
+    assert node.ran[-1].split()[5] == "-D"
