@@ -14,7 +14,8 @@ from ipsec_gateway.probe import probe
 
 #: Program, option that ends it at once, Debian package.
 _PROGRAMS: Final = (("ip", "-Version", "iproute2"), ("nft", "--version", "nftables"))
-#: What there may be: without it chains of iptables are not judged, and not opened.
+#: What there may be: without them chains of iptables are not opened, and are judged by what nft
+#: shows of them, those of legacy iptables not at all.
 _HELPERS: Final = ("iptables-nft", "iptables-legacy")
 _TUN: Final = Path("/dev/net/tun")
 
@@ -25,7 +26,7 @@ def checks() -> Iterator[tuple[str, str, str]]:
         yield program, *_program(program, option, package)
     for program in _HELPERS:
         verdict, text = _program(program, "--version", "iptables")
-        without = "whether others' chains let tunnels' traffic pass is not told"
+        without = "its chains are not opened for tunnels' traffic, and not judged in full"
         yield program, *(("ok", text) if verdict == "ok" else ("note", f"{text}; {without}"))
     if os.geteuid() != 0:
         yield "kernel", "note", "not tried: only root can ask the kernel what it has"

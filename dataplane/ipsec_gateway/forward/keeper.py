@@ -2,7 +2,8 @@
 
 Others' rules change without a word, so it looks once a minute, and when the tunnels change.
 Chains that cannot drop what nothing accepts are read one by one and no further; of tables of
-iptables the text of ``iptables-save`` is read, where that program is installed.
+iptables the text of ``iptables-save`` is read, where that program is installed. Where it is not,
+chains of iptables-nft are judged by what nft shows of them, and not opened.
 """
 
 from __future__ import annotations
@@ -96,7 +97,8 @@ class Forwarding:
         changed, done = False, True
         for base in bases:
             wanted = self._wanted(base)
-            opens = bool(wanted) and base.suspect
+            # A rule that nft puts into a chain of iptables-nft makes that refuse all of it.
+            opens = bool(wanted) and base.suspect and not _lacks(base)
             commands = (
                 opening(base, wanted, kernel=self._device is None)
                 if opens
@@ -129,15 +131,21 @@ class Forwarding:
         shown = await run_json("nft", "-j", "list", "chains")
         found: list[Base] = []
         for base in listed.bases(shown or {}):
-            if base.tool == NFT and shutil.which(f"{program(base)}-save"):
+            if base.tool == NFT and not _lacks(base):
                 saved_ones = await _saved(base)
                 if saved_ones:
                     found += saved_ones
                     continue
                 # It is no table of iptables any more: somebody put in what that cannot show.
                 base = replace(base, tool=listed.NFTABLES)
-            if (full := await _listed(base, everything=everything)) is not None:
-                found.append(full)
+            if (full := await _listed(base, everything=everything)) is None:
+                continue
+            found.append(full)
+            if full.tool == NFT and full.suspect:
+                self._tell(
+                    f"chains of {NFT} are judged by what nft shows of them, and not opened:"
+                    " install iptables"
+                )
         for family, table in self._legacy():
             found += await _saved(Base(LEGACY, family, table, saved.CHAIN, drops=False))
         return [base for base in found if everything or base.suspect]
@@ -171,6 +179,11 @@ class Forwarding:
         if problem not in self._told:
             self._told.add(problem)
             log.warning("%s", problem)
+
+
+def _lacks(base: Base) -> bool:
+    """Whether the iptables that keeps this chain is not installed here."""
+    return base.tool != listed.NFTABLES and shutil.which(f"{program(base)}-save") is None
 
 
 async def _saved(base: Base) -> list[Base]:

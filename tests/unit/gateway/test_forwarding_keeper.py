@@ -130,6 +130,27 @@ def test_a_table_that_iptables_cannot_show_is_read_with_nft(node: Node, wanted: 
     assert node.ran[0].startswith("nft add rule ip filter FORWARD meta ipsec exists")
 
 
+def test_without_iptables_its_chains_are_judged_and_not_opened(
+    node: Node, wanted: Intent, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeper.shutil, "which", lambda _: None)
+    where = {"family": "ip", "table": "filter", "chain": "FORWARD", "handle": 7}
+    stale = {"op": "==", "left": {"meta": {"key": "iifname"}}, "right": "old0"}
+    ours = {"comment": "kube-ipsec", "expr": [{"match": stale}, {"accept": None}]}
+    node.chains["nftables"].append({"rule": where | ours})
+    it, look = looker(node, opens=True)
+    for now in (0, INTERVAL):
+        node.now = now
+        found = look(wanted)
+        assert found
+        for blocked in found.values():
+            assert "chain FORWARD of table ip filter (iptables-nft) may drop" in blocked.message
+            assert "on the node run iptables-nft -w 5 -t filter" in blocked.message
+    assert caplog.text.count("and not opened: install iptables") == 1
+    asyncio.run(it.close())
+    assert set(node.ran) == {"nft delete rule ip filter FORWARD handle 7"}
+
+
 @pytest.mark.parametrize(
     "odd",
     [
