@@ -1,9 +1,10 @@
 """Statuses of the peers that this gateway owns, by server-side apply on ``/status``.
 
 The operator owns Accepted, ResolvedRefs and Ready; the owner of the peer has Programmed,
-Established, Healthy and the facts of the tunnel. All gateways are one field manager, so that the
-next owner's word replaces the last one's. Written is only what differs from what was written last;
-of what changes while the API server is away only the newest state is written afterwards.
+Established, Forwarding, Healthy and the facts of the tunnel. All gateways are one field manager, so
+that the next owner's word replaces the last one's. Written is only what differs from what was
+written last; of what changes while the API server is away only the newest state is written
+afterwards.
 """
 
 from __future__ import annotations

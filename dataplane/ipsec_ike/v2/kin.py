@@ -6,8 +6,10 @@ has heard it from the other sends, in IKE_AUTH, a status notification for privat
     version (1) | UDP port of the responder, or 0 (2) | { 4 or 6 (1) | address (4 or 16) } x 1..8
 
 The other end believes it as much as the rest of what the peer says. It only ends up in an event,
-and whoever uses it has to look whether the addresses are the peer's. Nobody else gets to know our
-addresses, and what cannot be read is ignored and counted: nothing depends on it.
+and whoever uses it has to look whether the addresses are the peer's. What cannot be read is ignored
+and counted: nothing depends on it. An initiator sends its addresses in the IKE_AUTH request, before
+the responder has authenticated: whoever answers in its place reads them, as IDi and TSi, which are
+sent there too. A responder sends its own to an initiator that has authenticated.
 """
 
 from __future__ import annotations
