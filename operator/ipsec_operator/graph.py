@@ -22,11 +22,11 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
+from ipsec_api.acceptance import endpoint_of
 from ipsec_api.credentials import entries
 from ipsec_api.peer import IPsecPeerSpec
 from ipsec_api.policy import IPsecPolicySpec
 from ipsec_api.routed import interface_of
-from ipsec_api.scalars import is_cidr, is_ip, network
 from ipsec_api.traffic import Claim, Claims, policy_pairs, subnet_pairs
 from ipsec_api.tunnel import ObjectRef, TunnelConfig, TunnelSelector
 
@@ -139,17 +139,10 @@ def key_of(ref: ObjectRef) -> Key:
 
 def endpoint(spec: IPsecPeerSpec) -> Token:
     """Where a peer is and what we are for it, in one spelling."""
-    address = spec.address
-    if address is None:
-        place = "anywhere"
-    elif is_cidr(address) or is_ip(address):
-        place = str(network(address))
-    else:
-        place = address.rstrip(".").lower()
-    return ("endpoint", place, spec.local_address or "")
+    return ("endpoint", endpoint_of(spec), spec.local_address or "")
 
 
-def endpoint_of(config: TunnelConfig) -> Token:
+def compiled_endpoint(config: TunnelConfig) -> Token:
     """The same of a tunnel that was compiled."""
     networks = config.remote_networks
     if len(networks) == 1:

@@ -9,7 +9,7 @@ from ipsec_api.compile import compile as compile_snapshot
 from ipsec_api.rejection import Finding, Rejection
 from ipsec_api.snapshot import IPsecPeer, IPsecPolicy, ModeConfig, Secret, Snapshot
 from ipsec_api.tunnel import TunnelConfig
-from ipsec_operator.graph import Key, endpoint_of, key_of
+from ipsec_operator.graph import Key, compiled_endpoint, key_of
 from ipsec_operator.networks import ClusterNetworks, checked_peer, checked_policy
 from ipsec_operator.retain import Taken, retain, source
 from ipsec_operator.tunnels import Tunnel, render
@@ -104,7 +104,7 @@ def _retain(
     """Put what stays of running tunnels into ``configs``; the objects that it comes from."""
     present = _present(members)
     taken = Taken.of(configs.values())
-    endpoints = {endpoint_of(config) for config in configs.values()}
+    endpoints = {compiled_endpoint(config) for config in configs.values()}
     rejected = {key for key, each in rejections.items() if each}
     held: set[Key] = set()
     for unit, tunnel in sorted(in_force.items()):
@@ -112,7 +112,7 @@ def _retain(
             continue
         now = configs.get(unit)
         before = tunnel.config()
-        if before is None or (now is None and endpoint_of(before) in endpoints):
+        if before is None or (now is None and compiled_endpoint(before) in endpoints):
             continue
         kept = retain(
             before,

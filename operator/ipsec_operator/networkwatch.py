@@ -6,8 +6,8 @@ Nodes are told by who watches them; the rest is asked for now and then.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from typing import Any, Final
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final, TypeVar
 
 from ipsec_operator import discovery
 from ipsec_operator.api import (
@@ -26,6 +26,8 @@ from ipsec_operator.settings import ClusterSubnets
 from ipsec_operator.store import Store
 
 log = logging.getLogger("ipsec_operator")
+
+T = TypeVar("T")
 
 _FORBIDDEN: Final = 403
 
@@ -88,19 +90,18 @@ class NetworkWatch:
         self._changed()
 
     async def _config_map(self, name: str) -> Object:
-        try:
-            return await self._api.get(CONFIG_MAPS, "kube-system", name)
-        except ApiError as exc:
-            if isinstance(exc, NotFound) or exc.status == _FORBIDDEN:
-                return {}
-            raise
+        return await _if_there(self._api.get(CONFIG_MAPS, "kube-system", name), {})
 
     async def _optional(self, resource: Resource) -> list[Object]:
-        """What a cluster may not have, or not let us read."""
-        try:
-            items, _ = await self._api.list(resource)
-        except ApiError as exc:
-            if isinstance(exc, NotFound) or exc.status == _FORBIDDEN:
-                return []
-            raise
+        items, _ = await _if_there(self._api.list(resource), ([], ""))
         return items
+
+
+async def _if_there(call: Awaitable[T], otherwise: T) -> T:
+    """What a cluster may not have, or not let us read."""
+    try:
+        return await call
+    except ApiError as exc:
+        if isinstance(exc, NotFound) or exc.status == _FORBIDDEN:
+            return otherwise
+        raise

@@ -1,13 +1,15 @@
 """The operator's part of each status: Accepted, ResolvedRefs, Ready. Pure.
 
-``Programmed``, ``Established`` and ``Healthy`` are the gateway's, under a field manager of its own.
+``Programmed``, ``Established``, ``Forwarding`` and ``Healthy`` are the gateway's, under a field
+manager of its own.
 ``Ready`` is the conjunction of all, and False as long as the gateway speaks of an older generation.
 That makes ``kubectl wait --for=condition=Ready`` and kstatus (Argo CD, Flux) tell the truth.
 
 ===========  =======================================================================================
 kind         what Ready needs, besides Accepted and ResolvedRefs
 ===========  =======================================================================================
-IPsecPeer    Programmed, Established, and Healthy where the gateway measures it
+IPsecPeer    Programmed, Established, and Forwarding and Healthy where the gateway says something
+             about them, but for Forwarding: Unknown
 IPsecPolicy  Programmed, and Established where the gateway says something about it
 ModeConfig   nothing
 ===========  =======================================================================================
@@ -25,8 +27,8 @@ from ipsec_api.rejection import Finding
 from ipsec_api.verdicts import LONGEST_MESSAGE, Verdict, judged
 from ipsec_operator.store import Resource
 
-#: The conditions that are the operator's.
-OURS: Final = ("Accepted", "ResolvedRefs", "Ready")
+#: The conditions whose changes are worth an Event: those that the operator has of every object.
+_TOLD: Final = ("Accepted", "ResolvedRefs", "Ready")
 
 _NEEDED: Final[Mapping[str, tuple[str, ...]]] = {
     "IPsecPeer": ("Programmed", "Established"),
@@ -162,6 +164,8 @@ def news(
     events: list[tuple[Literal["Normal", "Warning"], str, str]] = []
     refused = False
     for verdict in found:
+        if verdict.type not in _TOLD:
+            continue
         old = before.get(verdict.type, {})
         if verdict.type == "Ready":
             # What Accepted or ResolvedRefs has said already is not said twice.

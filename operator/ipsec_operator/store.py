@@ -24,7 +24,7 @@ from ipsec_api.rejection import Finding, Rejection
 from ipsec_api.snapshot import IPsecPeer, IPsecPolicy, ModeConfig, ObjectMeta, Secret
 from ipsec_api.templates import groups
 from ipsec_api.tunnel import ObjectRef
-from ipsec_operator.graph import Graph, Interests, Key, endpoint_of, interests_of, references
+from ipsec_operator.graph import Graph, Interests, Key, compiled_endpoint, interests_of, references
 from ipsec_operator.judge import Document, Judgement, Members, judge
 from ipsec_operator.networks import ClusterNetworks
 from ipsec_operator.tunnels import Tunnel
@@ -144,14 +144,9 @@ class Store:
 
     def _knows(self, raw: Mapping[str, Any]) -> bool:
         """Whether this very version was seen before: each of our own writes comes back."""
-        metadata = raw.get("metadata") or {}
-        names = (raw.get("kind"), metadata.get("namespace"), metadata.get("name"))
-        held = self.resources.get(Key(*map(str, names)))
-        return (
-            held is not None
-            and bool(held.version)
-            and (held.version == metadata.get("resourceVersion"))
-        )
+        held = self.resources.get(Key.of(str(raw.get("kind")), raw))
+        version = (raw.get("metadata") or {}).get("resourceVersion")
+        return held is not None and bool(held.version) and held.version == version
 
     def drop_resource(self, key: Key) -> None:
         """An object of ours is gone."""
@@ -365,7 +360,7 @@ class Store:
         if config is None:
             return interests
         return Interests(
-            interests.tokens | {endpoint_of(config)},
+            interests.tokens | {compiled_endpoint(config)},
             interests.selectors | (present.selectors() if present is not None else frozenset()),
         )
 

@@ -7,6 +7,7 @@ import pytest
 
 from ipsec_api.conditions import Condition
 from ipsec_api.tunnel import TunnelConfig
+from ipsec_api.verdicts import Verdict
 from ipsec_operator import daemonsets, discovery, status
 from ipsec_operator.change import classify
 from ipsec_operator.discovery import Node, Sources
@@ -230,6 +231,26 @@ def test_a_disabled_peer_is_not_ready_and_a_policy_needs_no_sa(bench: Any, make:
     }
     assert ready["IPsecPeer"].reason == "Disabled"
     assert ready["IPsecPolicy"].status == "True"
+
+
+def test_events_tell_of_what_the_operator_has_judged_alone() -> None:
+    """What a gateway says, and with it what is made of that for a template, is no Event."""
+
+    def of(status_: str, reason: str) -> list[Verdict]:
+        kinds = ("Accepted", "Programmed", "ResolvedRefs")
+        return [
+            Verdict(k, "True", k) if k != "Programmed" else Verdict(k, status_, reason)
+            for k in kinds
+        ]
+
+    pending, good = of("False", "Pending"), of("True", "Programmed")
+    said = {v.type: {"status": v.status, "reason": v.reason} for v in pending}
+    assert status.news({}, [*pending, Verdict("Ready", "False", "Pending")]) == []
+    assert status.news(said, good) == []
+    # Nor does it stand for what was said of Accepted already.
+    before = {"Ready": {"status": "True"}}
+    told = status.news(before, [*pending, Verdict("Ready", "False", "NoGatewayNode", "none")])
+    assert told == [("Warning", "NotReady", "NoGatewayNode: none")]
 
 
 # -- changes

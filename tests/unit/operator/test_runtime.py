@@ -387,6 +387,19 @@ def test_what_no_watch_told_is_found_by_a_list(
     in_cluster(body)
 
 
+def test_what_may_not_be_read_of_the_networks_is_found_elsewhere(in_cluster: Any) -> None:
+    async def body(cluster: Cluster) -> None:
+        hidden = ("servicecidrs", "configmaps")
+        cluster.server.refuse = lambda call: (
+            403 if call.plural in hidden and call.namespace in (None, "kube-system") else None
+        )
+        async with cluster.running(watch_namespaces=("default",)) as operator:
+            networks = operator.controller.store.networks
+            assert (networks.pods, networks.services) == (("10.244.0.0/24",), ())
+
+    in_cluster(body)
+
+
 def test_only_watched_namespaces_are_looked_at(in_cluster: Any, make: Make) -> None:
     async def body(cluster: Cluster) -> None:
         async with cluster.running(watch_namespaces=("tenants",)) as operator:
