@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import IO, Any, Final, Protocol
 
 import yaml
+from prometheus_client.samples import Sample
 
 from ipsec_lab import manifests
 from ipsec_lab.manifests import Document
 from ipsec_lab.netns import LabError, Namespace
+from ipsec_lab.scrape import samples
 from ipsec_lab.topology import Topology
 
 #: Where the gateway serves /healthz, /readyz and /metrics; each has a namespace of its own.
@@ -144,6 +146,18 @@ class GatewayProcess:
             return 0, str(exc)
         finally:
             connection.close()
+
+    def samples(self, name: str, **labels: str) -> list[Sample]:
+        """Those of a metric with these labels, as of now. Raises LabError where there is no such
+        metric, and where the page cannot be had."""
+        code, page = self.get("/metrics")
+        if code != 200:
+            raise LabError(f"/metrics: {code} {page}")
+        return samples(page, name, **labels)
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of ``samples``."""
+        return sum(each.value for each in self.samples(name, **labels))
 
     def status(self, kind: str, name: str, *, namespace: str = "default") -> dict[str, Any]:
         """The status of an object, or an empty dict while there is none."""

@@ -61,6 +61,9 @@ class SlowGateway(GatewayProcess):
         """``--cleanup``, after it has ended; gives the exit status."""
         return self._launch(["--cleanup", *self._fixed()]).wait(timeout * SLOW)
 
+    def get(self, path: str, *, timeout: float = 5.0) -> tuple[int, str]:
+        return super().get(path, timeout=timeout * SLOW)
+
     def _fixed(self) -> list[str]:
         return ["--dataplane", "xfrm", "--resume", str(self.records)]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -48,18 +47,13 @@ def start(sites: Sites, *options: str, **probe: object) -> None:
 
 def answers(gateway: GatewayProcess) -> dict[str, int]:
     """What became of datagrams at the responder."""
-    _, text = gateway.get("/metrics")
-    found = re.findall(
-        r'^ipsec_probe_responder_total\{.*outcome="(\w+)".*\} (\S+)$', text, re.MULTILINE
-    )
-    return {outcome: int(float(count)) for outcome, count in found}
+    found = gateway.samples("ipsec_probe_responder_total")
+    return {each.labels["outcome"]: int(each.value) for each in found}
 
 
 def guarded(gateway: GatewayProcess) -> int:
     """Packets that the guard has dropped because they came in clear text."""
-    _, text = gateway.get("/metrics")
-    found = re.findall(r"^ipsec_unencrypted_\w*\{[^}]*in[^}]*\} (\S+)$", text, re.MULTILINE)
-    return int(sum(map(float, found)))
+    return int(gateway.metric("ipsec_unencrypted_drops_total", direction="in"))
 
 
 def test_each_gateway_finds_where_the_other_one_answers(sites: Sites) -> None:

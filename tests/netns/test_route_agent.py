@@ -13,6 +13,7 @@ import pytest
 
 from ipsec_lab.leftovers import footprint, left_behind
 from ipsec_lab.nodes import NAMES, REMOTE4, REMOTE6, Nodes, eventually
+from ipsec_lab.scrape import samples
 
 PEER = "ns/peer0"
 
@@ -77,9 +78,8 @@ def rig(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Rig]:
 
 
 def writes(nodes: Nodes, name: str) -> int:
-    found = re.search(r"^ipsec_route_agent_writes_total (\S+)", nodes.page(name, "/metrics"), re.M)
-    assert found is not None
-    return int(float(found[1]))
+    (found,) = samples(nodes.page(name, "/metrics"), "ipsec_route_agent_writes_total")
+    return int(found.value)
 
 
 @pytest.mark.parametrize("rig", VARIANTS, indirect=True)
