@@ -47,6 +47,19 @@ class ChildOffload(SpecModel):
     """The network device that encrypts, absent for the processor."""
 
 
+class TemplateUse(SpecModel):
+    """A template that the active gateway has for the peer."""
+
+    template: Text
+    """The IPsecPolicy."""
+
+    generation: Annotated[int, Field(ge=0)] = 0
+    """Its metadata.generation, as the gateway has it."""
+
+    pairs: Annotated[int, Field(ge=0)] = 0
+    """Pairs of selectors that the peer has from it now."""
+
+
 class GeneratedChild(SpecModel):
     """What the peer has from a template, under one of its IKE SAs."""
 
@@ -134,6 +147,11 @@ class IPsecPeerStatus(SpecModel):
 
     discovered_subnets: Annotated[tuple[Cidr, ...], Field(max_length=64), ListOf("atomic")] = ()
     """Local subnets found in the cluster."""
+
+    templates: (
+        Annotated[tuple[TemplateUse, ...], Field(max_length=100), ListOf("atomic")] | None
+    ) = None
+    """Templates that the peer may ask within, all of them (up to 100); absent where it may not."""
 
     generated: (
         Annotated[tuple[GeneratedChild, ...], Field(max_length=64), ListOf("atomic")] | None

@@ -40,11 +40,25 @@ def groups(spec: IPsecPeerSpec) -> frozenset[str]:
     )
 
 
+def algorithm_faults(policy: IPsecPolicy, peer: IPsecPeer) -> tuple[list[Fault], list[Fault]]:
+    """Why ``peer`` cannot have a template of a group that it uses, and goes without it; and what is
+    to be said to who has it."""
+    faults, warnings = suites.judge(
+        suites.proposal_names(policy.spec.proposal or Proposal()),
+        allow_insecure=peer.spec.allow_insecure,
+        where=str(peer.ref),
+    )
+    return (
+        [(f"spec.proposal.{f}", reason, text) for f, reason, text in faults],
+        [(f"spec.proposal.{f}", reason, text) for f, reason, text in warnings],
+    )
+
+
 def unused(group: str) -> str:
     """Why a template is not in force that nobody may ask within, and what helps."""
     return (
-        f"no accepted peer uses group {group}: set generatePolicy and policyTemplateGroup: {group}"
-        " on an identity of an IPsecPeer"
+        f"no accepted peer of group {group} has it: set generatePolicy and policyTemplateGroup:"
+        f" {group} on an identity of an IPsecPeer; Accepted names those that go without it"
     )
 
 
@@ -122,19 +136,12 @@ def _compiled(
     policy: IPsecPolicy, peer: IPsecPeer, build: Build, advice: list[Advice]
 ) -> Iterable[TunnelTemplate]:
     spec = policy.spec
-    proposal = spec.proposal or Proposal()
-    faults, warnings = suites.judge(
-        suites.proposal_names(proposal),
-        allow_insecure=peer.spec.allow_insecure,
-        where=str(peer.ref),
-    )
-    advice += [
-        Advice(policy.ref, f"spec.proposal.{f}", reason, text) for f, reason, text in warnings
-    ]
+    faults, warnings = algorithm_faults(policy, peer)
+    advice += [Advice(policy.ref, *warning) for warning in warnings]
     if faults:
         advice += [
-            Advice(policy.ref, f"spec.proposal.{f}", reason, f"{peer.ref} goes without it: {text}")
-            for f, reason, text in faults
+            Advice(policy.ref, where, reason, f"{peer.ref} goes without it: {text}")
+            for where, reason, text in faults
         ]
         return []
     return [

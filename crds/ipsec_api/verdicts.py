@@ -23,6 +23,12 @@ class Verdict:
     message: str = ""
 
 
+#: What is not accepted, or lacks something that it refers to, is in no data plane.
+NOT_IN_FORCE: Final = Verdict(
+    "Programmed", "False", "NotAccepted", "not in force: see Accepted and ResolvedRefs"
+)
+
+
 def judged(
     kind: str, faults: Iterable[Finding], advice: Iterable[Finding], *, held: bool
 ) -> Verdict:

@@ -20,12 +20,13 @@ from ipsec_api.peer_status import (
     IPsecPeerStatus,
     LastProbe,
     NatDetected,
+    TemplateUse,
 )
 from ipsec_api.policy import GeneratedPolicy, IPsecPolicyStatus
 from ipsec_api.rules import SpecModel
 from ipsec_api.snapshot import IPsecPeer, IPsecPolicy
-from ipsec_api.tunnel import TunnelConfig
-from ipsec_api.verdicts import LONGEST_MESSAGE, Verdict, judged
+from ipsec_api.tunnel import ObjectRef, TunnelConfig
+from ipsec_api.verdicts import LONGEST_MESSAGE, NOT_IN_FORCE, Verdict, judged
 from ipsec_gateway.board import Cause, PeerState, fold
 from ipsec_gateway.dynamic import Generated
 from ipsec_gateway.entries import entry_name
@@ -46,6 +47,8 @@ from ipsec_ike.identifiers import Direction
 
 #: Entries of ``generated`` and ``hwOffload`` in a status, and selectors in each of them.
 _MOST, _SHOWN = 64, 16
+#: Entries of ``templates``.
+_TEMPLATES = 100
 #: Characters of a text that is made of names: a child's is its policy's and a number, and tables of
 #: nftables may be called anything.
 _LONGEST = 256
@@ -233,11 +236,24 @@ class StatusBoard:
             effectiveMTU=self._mtu(name, tunnel) if up else None,
             nat_backend=self._translators[:_LONGEST] or None if tunnel else None,
             hw_offload=self._offload(name, state),
+            templates=self._may_have(name, tunnel),
             generated=self._has(name, tunnel),
             childSAs=ChildSaCount(
                 installed=state.installed, expected=len(expected) + state.generated
             ),
         )
+
+    def _may_have(self, peer: str, tunnel: TunnelConfig | None) -> tuple[TemplateUse, ...] | None:
+        """The templates of a peer, and how much it has of each."""
+        found: dict[ObjectRef, int] = {}
+        for template in tunnel.templates if tunnel is not None else ():
+            made = self._generated.get((peer, entry_name(template)), ())
+            found[template.source] = found.get(template.source, 0) + _pairs(made)
+        uses = (
+            TemplateUse(template=ref.name, generation=ref.generation, pairs=pairs)
+            for ref, pairs in found.items()
+        )
+        return tuple(islice(uses, _TEMPLATES)) or None
 
     def _has(self, peer: str, tunnel: TunnelConfig | None) -> tuple[GeneratedChild, ...] | None:
         """What a peer has from templates."""
@@ -285,7 +301,7 @@ class StatusBoard:
             observed_generation=generation,
             conditions=self._set(key, verdicts, generation),
             state=state,
-            selectors_installed=sum(len(g.local) * len(g.remote) for g in made),
+            selectors_installed=_pairs(made),
             dynamic=bool(made),
             generated=tuple(map(_shown, made[:_MOST])),
         )
@@ -342,9 +358,7 @@ class StatusBoard:
     def _programmed(self, key: Key, *, in_force: bool) -> Verdict:
         problems = self._view.problems.get(key, [])
         if not in_force:
-            return Verdict(
-                "Programmed", "False", "NotAccepted", "not in force: see Accepted and ResolvedRefs"
-            )
+            return NOT_IN_FORCE
         if self._trouble is not None:
             return Verdict("Programmed", "False", self._trouble.reason, self._trouble.message)
         if problems:
@@ -378,6 +392,10 @@ class StatusBoard:
         return conditions
 
 
+def _pairs(made: Iterable[Generated]) -> int:
+    return sum(len(each.local) * len(each.remote) for each in made)
+
+
 def _shown(each: Generated) -> GeneratedPolicy:
     return GeneratedPolicy(
         peer=each.peer.partition("/")[2],
@@ -395,7 +413,7 @@ def _child(template: str, each: Generated) -> GeneratedChild:
         remote_address=str(each.end),
         local=tuple(map(str, each.local[:_SHOWN])),
         remote=tuple(map(str, each.remote[:_SHOWN])),
-        pairs=len(each.local) * len(each.remote),
+        pairs=_pairs([each]),
     )
 
 

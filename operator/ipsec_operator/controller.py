@@ -51,6 +51,9 @@ Item = tuple[Work | Literal["daemonset"], Key]
 RESOURCES: Final = {kind.name: Resource(GROUP, VERSION, kind.plural) for kind in KINDS}
 #: Units that are judged before others get a turn.
 _SLICE: Final = 100
+#: Seconds in which what gateways say of the peers of a template is gathered for its status, which
+#: takes a look at all of them.
+GATHER: Final = 1.0
 #: Calls to the API server under way at once.
 WORKERS: Final = 16
 
@@ -86,7 +89,10 @@ class Controller:
             await asyncio.gather(*workers, return_exceptions=True)
 
     def _mark(self, work: Work, key: Key) -> None:
-        self.queue.add((work, key))
+        if work == "template":
+            self.queue.later(("status", key), GATHER)
+        else:
+            self.queue.add((work, key))
 
     async def _look(self, item: Item) -> None:
         work, key = item

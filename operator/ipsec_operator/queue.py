@@ -51,8 +51,8 @@ class Queue(Generic[T]):
 
     @property
     def failing(self) -> int:
-        """Items that wait for another attempt."""
-        return len(self._later)
+        """Items that wait for another attempt, or have it."""
+        return len(self._failures)
 
     def add(self, item: T) -> None:
         """Look at this."""

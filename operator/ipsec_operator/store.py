@@ -22,14 +22,15 @@ from ipsec_api.documents import InvalidObject, parse_object
 from ipsec_api.kinds import KINDS
 from ipsec_api.rejection import Finding, Rejection
 from ipsec_api.snapshot import IPsecPeer, IPsecPolicy, ModeConfig, ObjectMeta, Secret
-from ipsec_api.templates import groups
+from ipsec_api.templates import algorithm_faults, groups
 from ipsec_api.tunnel import ObjectRef
 from ipsec_operator.graph import Graph, Interests, Key, compiled_endpoint, interests_of, references
 from ipsec_operator.judge import Document, Judgement, Members, judge
 from ipsec_operator.networks import ClusterNetworks
 from ipsec_operator.tunnels import Tunnel
 
-Work = Literal["judge", "tunnel", "status", "fetch"]
+#: ``template``: a status that can wait for what more gateways say.
+Work = Literal["judge", "tunnel", "status", "template", "fetch"]
 Mark = Callable[[Work, Key], None]
 
 #: The one key of the work "judge".
@@ -118,7 +119,7 @@ class Store:
         self._mark("status", new.key)
 
     def users(self, template: Key) -> tuple[Resource, ...]:
-        """Peers that are in force and may ask within this template, by name."""
+        """Peers that are in force, as they are or as they were, and have this template, by name."""
         document = self.resources[template].document
         if not isinstance(document, IPsecPolicy):
             return ()
@@ -130,8 +131,9 @@ class Store:
             if (found := self.resources.get(unit)) is not None
             and isinstance(found.document, IPsecPeer)
             and not found.disabled
-            and not self.rejections.get(unit)
+            and (unit in self.held or not self.rejections.get(unit))
             and group in groups(found.document.spec)
+            and not algorithm_faults(document, found.document)[0]
         )
 
     def _mark_templates(self, peer: Resource) -> None:
@@ -140,7 +142,7 @@ class Store:
             for group in groups(peer.document.spec):
                 unit = Key("TemplateGroup", peer.key.namespace, group)
                 for key in self._members.get(unit, ()):
-                    self._mark("status", key)
+                    self._mark("template", key)
 
     def _knows(self, raw: Mapping[str, Any]) -> bool:
         """Whether this very version was seen before: each of our own writes comes back."""

@@ -7,18 +7,17 @@ makes for the template is the operator's word: ``Programmed``, the state, and wh
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from ipsec_api.snapshot import IPsecPolicy
 from ipsec_api.templates import unused
-from ipsec_api.verdicts import Verdict
+from ipsec_api.verdicts import NOT_IN_FORCE, Verdict
 from ipsec_operator.status import conditions
 from ipsec_operator.store import Resource
 
 #: Entries of ``generated`` in a status.
 _MOST: Final = 64
-_NOT_IN_FORCE: Final = "not in force: see Accepted and ResolvedRefs"
 
 
 def is_template(resource: Resource) -> bool:
@@ -28,18 +27,20 @@ def is_template(resource: Resource) -> bool:
 
 
 def programmed(resource: Resource, users: Sequence[Resource], *, accepted: bool) -> Verdict:
-    """Whether it is in force for all peers that use it; ``users`` are those that are accepted."""
+    """Whether the gateways have this generation of it for all peers that have it: ``users``. An
+    earlier generation of such a peer may be in force, with it."""
     if resource.disabled:
         return Verdict("Programmed", "False", "Disabled", "spec.disabled is true")
     if not accepted or not isinstance(resource.document, IPsecPolicy):
-        return Verdict("Programmed", "False", "NotAccepted", _NOT_IN_FORCE)
+        return NOT_IN_FORCE
     if not users:
         return Verdict("Programmed", "False", "Unused", unused(resource.document.spec.group))
     for peer in users:
-        found = conditions(peer.status).get("Programmed", {})
-        if int(found.get("observedGeneration") or 0) < peer.ref.generation:
-            text = f"no gateway has said anything about peer {peer.key.name} yet"
+        generation = resource.ref.generation
+        if int(_use(peer, resource).get("generation") or 0) < generation:
+            text = f"no gateway has generation {generation} of it for peer {peer.key.name} yet"
             return Verdict("Programmed", "False", "Pending", text)
+        found = conditions(peer.status).get("Programmed", {})
         if found.get("status") != "True":
             reason, message = str(found.get("reason") or "Pending"), found.get("message") or ""
             return Verdict("Programmed", "False", reason, f"peer {peer.key.name}: {message}")
@@ -51,21 +52,25 @@ def facts(resource: Resource, users: Iterable[Resource], *, accepted: bool) -> d
     state = "Disabled" if resource.disabled else "Template" if accepted else "Rejected"
     name, pairs, made = resource.key.name, 0, []
     for peer in users if state == "Template" else ():
-        for each in _generated(peer.status):
-            if each.get("template") == name:
-                pairs += int(each.get("pairs") or 0)
-                said = {k: v for k, v in each.items() if k not in ("template", "pairs")}
-                made.append({"peer": peer.key.name, **said})
+        pairs += int(_use(peer, resource).get("pairs") or 0)
+        for each in _of(peer, "generated", name):
+            said = {k: v for k, v in each.items() if k not in ("template", "pairs")}
+            made.append({"peer": peer.key.name, **said})
     return {
         "state": state,
         "selectorsInstalled": pairs,
-        "dynamic": bool(made),
+        "dynamic": pairs > 0,
         "generated": made[:_MOST],
     }
 
 
-def _generated(status: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    listed = status.get("generated")
-    return (
-        [each for each in listed if isinstance(each, Mapping)] if isinstance(listed, list) else []
-    )
+def _use(peer: Resource, template: Resource) -> Mapping[str, Any]:
+    return next(_of(peer, "templates", template.key.name), {})
+
+
+def _of(peer: Resource, field: str, template: str) -> Iterator[Mapping[str, Any]]:
+    """What a list in the status of a peer says of a template."""
+    listed = peer.status.get(field)
+    for each in listed if isinstance(listed, list) else ():
+        if isinstance(each, Mapping) and each.get("template") == template:
+            yield each

@@ -200,7 +200,9 @@ def test_a_template_lists_what_the_peers_of_all_gateways_have(user, name, reques
         }
         user.running(peer, authentication=asks)
         has = {"template": f"pool-{name}", "remote": [f"10.99.0.{number}/32"], "pairs": 1}
-        said_by_gateway(user, peer, activeGateway=f"node-{number}", generated=[has])
+        may = {"template": f"pool-{name}", "generation": 1, "pairs": 1}
+        node = f"node-{number}"
+        said_by_gateway(user, peer, activeGateway=node, generated=[has], templates=[may])
 
     def both():
         status = user.cluster.get("IPsecPolicy", user.namespace, f"pool-{name}").get("status", {})

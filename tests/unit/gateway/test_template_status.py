@@ -133,6 +133,8 @@ def test_in_a_cluster_the_peer_says_what_it_has_and_the_template_is_the_operator
     rig.board.changes()
     assert set(rig.board.all()) == {PEER}
     assert "generated" not in rig.status(PEER)
+    use = {"template": "pool", "generation": 0}
+    assert rig.status(PEER)["templates"] == [use | {"pairs": 0}]
     rig.ike_up()
     rig.board.generated([rig.child_up(1)])
     assert set(rig.board.changes()) == {PEER}
@@ -146,8 +148,28 @@ def test_in_a_cluster_the_peer_says_what_it_has_and_the_template_is_the_operator
             "pairs": 1,
         }
     ]
+    assert rig.status(PEER)["templates"] == [use | {"pairs": 1}]
     rig.board.generated([])
     assert "generated" not in rig.status(PEER)
+
+
+def test_a_peer_says_which_generation_of_a_template_it_has_and_how_much_of_it(rig: Rig) -> None:
+    nets = (("10.1.0.0/16", "10.99.0.0/24"), ("10.2.0.0/16", "10.98.0.0/24"))
+    rig.apply(selectors=[{"src": src, "dst": dst} for src, dst in nets])
+    (tunnel,) = rig.found.tunnels
+    source = tunnel.templates[0].source.model_copy(update={"generation": 3})
+    templates = tuple(t.model_copy(update={"source": source}) for t in tunnel.templates)
+    found = InForce(tunnels=(tunnel.model_copy(update={"templates": templates}),))
+    rig.board.configured(found, intent(found.tunnels, Facts()))
+    rig.ike_up()
+    made = [rig.child_up(number) for number in range(100)]
+    other = replace(made[0], template="pool-1", child="pool-1#0")
+    rig.board.generated([*made, other])
+    status = rig.status(PEER)
+    assert status["templates"] == [{"template": "pool", "generation": 3, "pairs": 101}]
+    assert len(status["generated"]) == 64
+    rig.apply(peer={"authentication": {"method": "preSharedKey", "secretRef": {"name": "psk"}}})
+    assert "templates" not in rig.status(PEER)
 
 
 def test_only_what_changes_is_written(rig: Rig) -> None:
