@@ -1,17 +1,23 @@
 """Files for us alone: what one life of a process leaves to the next, keys among it.
 
 A file is written whole, beside the old one, and put in its place, so that a reader, or a life that
-ends meanwhile, sees one or the other. A file that somebody else owns or may read is none of ours.
+ends meanwhile, sees one or the other. A file that somebody else owns or may read is none of ours:
+it is told, not used, and replaced. What only cannot be read now is an error, so that nobody goes on
+without it and replaces it.
 """
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
 import os
 import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
+
+log = logging.getLogger("ipsec_gateway")
 
 #: File systems that are never on a disk.
 MEMORY: Final = frozenset({"tmpfs", "ramfs"})
@@ -51,7 +57,12 @@ def file_system(path: Path) -> str:
 
 def open_private(path: Path, flags: int) -> int:
     """As ``os.open``, with no link followed. Raises NotPrivate, and OSError."""
-    fd = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        fd = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError as exc:
+        if exc.errno == errno.ELOOP:
+            raise NotPrivate(f"{path} is a link: remove it") from exc
+        raise
     info = os.fstat(fd)
     if not stat.S_ISREG(info.st_mode) or info.st_uid != os.geteuid() or info.st_mode & 0o077:
         os.close(fd)
@@ -60,10 +71,14 @@ def open_private(path: Path, flags: int) -> int:
 
 
 def read(path: Path) -> bytes:
-    """What ``write`` has left; nothing where there is no such file, or none for us alone."""
+    """What ``write`` has left; nothing where there is no such file, or none for us alone, which is
+    logged. Raises OSError where it cannot be read now."""
     try:
         fd = open_private(path, os.O_RDONLY)
-    except OSError:
+    except FileNotFoundError:
+        return b""
+    except (NotPrivate, PermissionError) as exc:
+        log.warning("what an earlier process left is not used: %s", exc)
         return b""
     with os.fdopen(fd, "rb") as file:
         return file.read()
@@ -80,7 +95,8 @@ def write(path: Path, data: bytes) -> None:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; an empty one where ``read`` finds none, or something else."""
+    """The JSON object in a file; an empty one where ``read`` finds none, or something else. Raises
+    OSError as ``read``."""
     try:
         document = json.loads(read(path))
     except (ValueError, RecursionError):

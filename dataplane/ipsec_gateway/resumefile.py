@@ -224,7 +224,8 @@ class ResumeFile:
         _JOURNALS.pack_into(self._map, _JOURNALS_AT, number, offset, 0, 0)
 
     def read_documents(self) -> bytes:
-        """What ``write_documents`` of the life before has kept; nothing if it has not."""
+        """What ``write_documents`` of the life before has kept; nothing if it has not. Raises
+        OSError where it cannot be read now."""
         return privatefiles.read(self.directory / "documents")
 
     def write_documents(self, data: bytes) -> None:

@@ -59,7 +59,10 @@ class Sysctls:
         """Have these IP versions forwarded. Returns what could not be done, with the remedy."""
         problems: list[str] = []
         if self._changed is None:
-            self._changed = self._remembered()
+            try:
+                self._changed = self._remembered()
+            except OSError as exc:
+                return [f"forwarding is left alone: what it was before us cannot be read: {exc}"]
         for version in sorted(versions):
             name = _FORWARD[version]
             now = self._read(name)
@@ -77,7 +80,10 @@ class Sysctls:
 
     def restore(self) -> list[str]:
         """Put back what is still as we set it. Returns what could not be put back."""
-        changed = self._remembered() if self._changed is None else self._changed
+        try:
+            changed = self._remembered() if self._changed is None else self._changed
+        except OSError as exc:
+            return [f"kernel variables are not put back: their values cannot be read: {exc}"]
         problems: list[str] = []
         # Forwarding first: it was set last.
         for variable, (before, now) in reversed(changed.items()):
@@ -129,7 +135,8 @@ class Sysctls:
         return self._folder / f"sysctls-{netns.identity()}.json"
 
     def _remembered(self) -> dict[str, tuple[str, str]]:
-        """What is not ours to understand is left out: nothing is put back by guess."""
+        """What is not ours to understand is left out: nothing is put back by guess. Raises OSError
+        where it cannot be read now."""
         kept = privatefiles.read_object(self._file())
         return {
             name: (str(values[0]), str(values[1]))

@@ -4,7 +4,7 @@
 ``held.json``     the peers that we hold, each second: a life that follows within the patience of
                   the others goes on with them, and nobody else takes them
 
-What cannot be read (``privatefiles``) is as if it were not there.
+What is damaged, or not for us alone (``privatefiles``), is as if it were not there.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Memory:
             self._directory = None
 
     def read(self) -> Remembered:
-        """What the earlier life left."""
+        """What the earlier life left. Raises OSError where it cannot be read now."""
         known, held = self._load("tunnels.json"), self._load("held.json")
         try:
             tunnels = {str(k): str(v).encode() for k, v in known.get("tunnels", {}).items()}

@@ -67,7 +67,8 @@ class Options:
 
 
 class Agent:
-    """One agent. ``run`` ends after ``stop``; it raises OSError where it cannot listen."""
+    """One agent. ``run`` ends after ``stop``; it raises OSError where it cannot listen, or cannot
+    read what an earlier agent left."""
 
     def __init__(self, options: Options) -> None:
         self._options: Final = options

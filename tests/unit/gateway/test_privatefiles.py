@@ -26,13 +26,28 @@ def test_any_rubbish_is_survived(tmp_path: Path, data: bytes) -> None:
     assert privatefiles.read_object(tmp_path / "x") == {}
 
 
-def test_what_others_may_read_or_is_a_link_is_not_read(tmp_path: Path) -> None:
+def test_what_others_may_read_or_is_a_link_is_told_and_not_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = tmp_path / "x"
+    assert privatefiles.read(path) == b""
+    assert not caplog.records, "nothing is there yet"
     privatefiles.write_object(path, {"a": 1})
     (tmp_path / "link").symlink_to(path)
     assert privatefiles.read(tmp_path / "link") == b""
     path.chmod(0o640)
     assert privatefiles.read(path) == b""
+    assert [record.getMessage().split(": ", 1)[1] for record in caplog.records] == [
+        f"{tmp_path}/link is a link: remove it",
+        f"{path} is not a file for us alone: remove it",
+    ]
+
+
+def test_what_cannot_be_read_now_is_an_error(tmp_path: Path) -> None:
+    """Else it would be taken for nothing, and replaced."""
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError):
+        privatefiles.read_object(tmp_path / "file" / "x")
 
 
 def test_what_a_life_left_half_written_is_replaced(tmp_path: Path) -> None:
