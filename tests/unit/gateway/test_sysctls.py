@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import stat
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
 
-from ipsec_gateway import netns
+from ipsec_gateway import netns, privatefiles
 from ipsec_gateway.sysctls import Sysctls, forwards
 
 FORWARD, FORWARD6 = "ipv4/ip_forward", "ipv6/conf/all/forwarding"
@@ -123,7 +125,28 @@ def test_nonsense_in_memory_is_not_put_back(tree: Tree) -> None:
     assert tree.all()[FORWARD] == "1"
 
 
+def test_what_cannot_be_read_now_is_not_forgotten(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree.sysctls().apply(frozenset({4}))
+    tree.write(FORWARD, "0")
+
+    def full(path: Path, flags: int) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    it = tree.sysctls()
+    with monkeypatch.context() as patch:
+        patch.setattr(privatefiles, "open_private", full)
+        for problems in (it.apply(frozenset({4, 6})), it.restore()):
+            assert "Too many open files" in problems[0]
+    assert tree.all()[FORWARD] == tree.all()[FORWARD6] == "0"
+    tree.write(FORWARD, "1")
+    assert it.restore() == []
+    assert tree.all()[FORWARD] == "0"
+
+
 def test_a_kernel_without_cookies_is_known_by_inode(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert netns.identity().isdecimal()
+    inode = f"inode-{Path('/proc/self/ns/net').stat().st_ino}"
+    assert netns.identity().isdecimal() or netns.identity() == inode, "of before Linux 5.14"
     monkeypatch.setattr(netns, "_SO_NETNS_COOKIE", 9999)
-    assert netns.identity() == f"inode-{Path('/proc/self/ns/net').stat().st_ino}"
+    assert netns.identity() == inode
