@@ -173,6 +173,7 @@ def test_what_the_node_sends_to_itself_does_not_get_there(free: int) -> None:
     ):
         for sock in (deaf, other):
             asker.sendto(PROBE, ("127.0.0.1", sock.getsockname()[1]))
+        other.settimeout(5)
         assert other.recv(2048) == PROBE
         with pytest.raises(BlockingIOError):
             deaf.recv(2048)
@@ -187,8 +188,12 @@ def counted(port: int, *, device: str | None, before: int = 0) -> dict[Outcome, 
         assert it.bind(wanted=True) == port
         assert it.bind(wanted=True) == port
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asker:
+            asker.bind(("127.0.0.1", 0))
+            asker.settimeout(5)
             for _ in range(before):
                 asker.sendto(PROBE, ("127.0.0.1", port))
+            asker.sendto(b"they are there", asker.getsockname())
+            asker.recv(2048)
             it.serve()
             asker.sendto(PROBE, ("127.0.0.1", port))
             for _ in range(500):
