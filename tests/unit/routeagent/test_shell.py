@@ -14,15 +14,18 @@ from aiohttp import web
 from click.testing import CliRunner
 
 from ipsec_api.cluster import ADDRESSES_ANNOTATION
+from ipsec_gateway import privatefiles
 from ipsec_gateway.cluster import meshline
 from ipsec_gateway.cluster.api import Access, Api
 from ipsec_gateway.cluster.backoff import Backoff
 from ipsec_gateway.cluster.meshclient import MeshClient
 from ipsec_gateway.cluster.meshkey import MeshKey
+from ipsec_gateway.routeagent.agent import Agent, Options
 from ipsec_gateway.routeagent.cli import route_agent
 from ipsec_gateway.routeagent.leases import Leases, parse
-from ipsec_gateway.routeagent.memory import checks_of, gateways_of
+from ipsec_gateway.routeagent.memory import checks_of, file_in, gateways_of
 from ipsec_gateway.routeagent.metrics import Metrics, Scrape
+from ipsec_gateway.routeagent.plan import Settings
 
 IP = ipaddress.ip_address
 KEY = bytes(range(32))
@@ -196,6 +199,26 @@ def test_what_is_not_the_gateway_s_is_not_told(tmp_path, lines, why, caplog):
 def test_any_memory_is_survived(kept):
     assert gateways_of(kept) == {}
     assert checks_of(kept) == {}
+
+
+def test_what_is_kept_comes_back():
+    kept = {"gateways": {"g1": "192.0.2.1,2001:db8::1"}, "rp_filter": {"eth0": 1}}
+    assert gateways_of(kept) == {"g1": (IP("192.0.2.1"), IP("2001:db8::1"))}
+    assert checks_of(kept) == {"eth0": 1}
+
+
+def test_who_restarts_without_an_api_server_calls_the_gateways_that_it_knew(tmp_path):
+    privatefiles.write_object(file_in(tmp_path), {"gateways": {"g1": "127.0.0.1"}})
+
+    async def work() -> None:
+        agent = Agent(Options("w", Settings(), tmp_path / "key", tmp_path, mesh_port=1))
+        agent._recall(0.0)
+        await until(lambda: agent._mesh.troubles)
+        status = await agent._status()
+        assert status["gateways"]["g1"]["addresses"] == ["127.0.0.1"]
+        await agent._mesh.close()
+
+    asyncio.run(work())
 
 
 def test_metrics_have_every_way():
