@@ -17,7 +17,7 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol
 
@@ -25,6 +25,7 @@ from ipsec_gateway.board import Cause
 from ipsec_gateway.classify import Address
 from ipsec_gateway.dynamic import generated
 from ipsec_gateway.facts import Facts
+from ipsec_gateway.forward.findings import Blocked
 from ipsec_gateway.forward.keeper import Forwarding
 from ipsec_gateway.handover import Handover
 from ipsec_gateway.http import HttpServer, Pages
@@ -167,6 +168,8 @@ class Gateway:
             companion,
         )
         self._backend_task: asyncio.Task[None] | None = None
+        #: The look at others' chains.
+        self._looking: asyncio.Task[None] | None = None
         self._wake: Final = asyncio.Event()
         self._stop: Final = asyncio.Event()
         self._failure: BaseException | None = None
@@ -221,6 +224,7 @@ class Gateway:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            await self._looked()
             if self._failure is None and tasks:
                 await self._leave()
             else:
@@ -292,7 +296,7 @@ class Gateway:
             if self._in_force is not None and not self._stop.is_set():
                 done = await self._reconcile(self._in_force)
                 if done:
-                    await self._look_at_others()
+                    self._look_at_others()
                 wait = UPKEEP if done else RETRY
                 if done and self._options.goodbye:
                     self.stop()
@@ -383,13 +387,26 @@ class Gateway:
         self._done = (wanted, addresses, mtu) if moves == self._moves else None
         self._checked = self._loop.time()
 
-    async def _look_at_others(self) -> None:
-        """Whether others on this node let pass what tunnels carry: nothing waits for it."""
-        if self._forwarding is None or self._basis is None or self.pump.backend is None:
+    def _look_at_others(self) -> None:
+        """Find out whether others on this node let pass what tunnels carry. Nothing waits for it,
+        and what changes meanwhile is for the next look."""
+        if self._intent is None or self._basis is None or self.pump.backend is None:
             return
-        found = await self._forwarding.look(self._here.wanted(), self._basis[1].addresses)
-        if self.board.forwarded(found):
+        if self._forwarding is None or not (self._looking is None or self._looking.done()):
+            return
+        # What peers get from templates is not asked for: it brings no peer and no interface.
+        look = self._forwarding.look(self._intent, self._basis[1].addresses)
+        self._looking = asyncio.create_task(self._forwarded(look))
+        self._looking.add_done_callback(self._on_done)
+
+    async def _forwarded(self, look: Awaitable[Mapping[str, Blocked]]) -> None:
+        if self.board.forwarded(await look):
             self._reports.changed.set()
+
+    async def _looked(self) -> None:
+        """It may be changing others' chains: half of that would be hard to take away."""
+        if self._looking is not None:
+            await asyncio.gather(self._looking, return_exceptions=True)
 
     async def _guard(self, mtu: int | None) -> None:
         """Put the nftables table in place."""
@@ -457,6 +474,7 @@ class Gateway:
     async def _dismantle(self) -> None:
         self._responder.close()
         if self._forwarding is not None:
+            await self._looked()
             await self._forwarding.close()
         if self._steering is not None:
             await self._steering.unroute()

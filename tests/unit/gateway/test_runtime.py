@@ -17,6 +17,8 @@ import yaml
 from ipsec_api.compile import compile as compile_snapshot
 from ipsec_api.documents import collect
 from ipsec_gateway import reports, runtime
+from ipsec_gateway.forward.findings import Blocked
+from ipsec_gateway.intent import Intent
 from ipsec_gateway.ipsec.base import PolicyDirection
 from ipsec_gateway.ipsec.recording import Operation, RecordingBackend
 from ipsec_gateway.lastgood import InForce
@@ -291,3 +293,106 @@ def test_cleanup(tmp_path: Path, make) -> None:
     asyncio.run(main())
     assert rig.kernel == ({}, {})
     assert not resume.exists()
+
+
+class SlowLook:
+    """A look at others' chains that takes as long as it is told to."""
+
+    def __init__(self) -> None:
+        self.go = asyncio.Event()
+        self.asked: list[Intent] = []
+        self.log: list[str] = []
+        self.problem: Exception | None = None
+
+    async def look(self, wanted: Intent, _: object) -> dict[str, Blocked]:
+        self.asked.append(wanted)
+        await asyncio.wait_for(self.go.wait(), 20)
+        self.log.append("looked")
+        if self.problem is not None:
+            raise self.problem
+        return {"default/hq": Blocked(sure=True, message="a chain drops it")}
+
+    async def close(self) -> None:
+        self.log.append("closed")
+
+
+def peers(intents: list[Intent]) -> list[int]:
+    return [len(each.peers) for each in intents]
+
+
+def test_nothing_waits_for_the_look_at_others_chains_but_the_end(rig: Rig, make) -> None:
+    slow = SlowLook()
+
+    async def work(gateway: Gateway) -> None:
+        gateway._forwarding = slow  # type: ignore[misc,assignment]  # in its place
+        here = gateway._here
+        here.wanted = lambda: replace(here._static)  # type: ignore[method-assign]
+        rig.write(make.secret(), make.peer(passive=True))
+        await rig.until(lambda: slow.asked)
+        two = make.peer("two", "203.0.113.10", passive=True, remoteSubnets=["10.3.0.0/16"])
+        rig.write(make.secret(), make.peer(passive=True), two)
+        await rig.until(lambda: len(rig.backends[0].policies) == 6)
+        gateway._wake_up()
+        await asyncio.sleep(0)
+        assert peers(slow.asked) == [1], "one at a time"
+        slow.go.set()
+        status = rig.folder / "state/status/ipsecpeer/default/hq.yaml"
+        await rig.until(lambda: "a chain drops it" in status.read_text())
+        gateway._wake_up()
+        await rig.until(lambda: peers(slow.asked) == [1, 2])
+        assert slow.asked[-1] is gateway._intent, "without what comes of templates"
+        await rig.until(lambda: len(slow.log) == 2)
+        slow.go.clear()
+        gateway._wake_up()
+        await rig.until(lambda: len(slow.asked) == 3)
+        asyncio.get_running_loop().call_later(0.05, slow.go.set)
+
+    rig.run(work)
+    assert slow.log[-2:] == ["looked", "closed"], (
+        "rules are taken away when none is put in any more"
+    )
+
+
+def test_the_last_tunnel_goes_after_the_look_at_others_chains(rig: Rig, make) -> None:
+    slow = SlowLook()
+
+    async def work(gateway: Gateway) -> None:
+        gateway._forwarding = slow  # type: ignore[misc,assignment]  # in its place
+        rig.write(make.secret(), make.peer(passive=True))
+        await rig.until(lambda: slow.asked)
+        rig.write(make.secret())
+        await rig.until(lambda: gateway._in_force and not gateway._in_force.tunnels)
+        asyncio.get_running_loop().call_later(0.05, slow.go.set)
+        await rig.until(lambda: not rig.backends[0].running)
+        assert slow.log == ["looked", "closed"]
+
+    rig.run(work)
+
+
+def test_a_look_is_ended_where_everything_is_left_to_the_next_gateway(tmp_path: Path, make) -> None:
+    rig = Rig(tmp_path, resume=tmp_path / "resume")
+    rig.kernel = ({}, {})
+    slow = SlowLook()
+
+    async def work(gateway: Gateway) -> None:
+        gateway._forwarding = slow  # type: ignore[misc,assignment]  # in its place
+        rig.write(make.secret(), make.peer(passive=True))
+        await rig.until(lambda: slow.asked)
+        asyncio.get_running_loop().call_later(0.05, slow.go.set)
+
+    rig.run(work)
+    assert slow.log == ["looked"]
+
+
+def test_what_breaks_in_the_look_at_others_chains_ends_the_gateway(rig: Rig, make) -> None:
+    slow = SlowLook()
+    slow.problem = ZeroDivisionError()
+    slow.go.set()
+
+    async def work(gateway: Gateway) -> None:
+        gateway._forwarding = slow  # type: ignore[misc,assignment]  # in its place
+        rig.write(make.secret(), make.peer(passive=True))
+        await rig.until(lambda: gateway._failure)
+
+    with pytest.raises(ZeroDivisionError):
+        rig.run(work)
