@@ -142,11 +142,11 @@ _REJECTED: Final = 5
     "it, a rule that accepts it is put there, kept there, and taken away in the end.",
 )
 @click.option(
-    "--no-probe-responder",
+    "--probe-responder/--no-probe-responder",
     "responder",
-    flag_value=False,
     default=True,
-    help="Do not answer probes of other gateways by UDP (port 4498, out of SAs alone).",
+    show_default=True,
+    help="Answer probes of other gateways by UDP (port 4498, out of SAs alone).",
 )
 @click.option(
     "--dry-run", is_flag=True, help="Read the folder once, say what would be done, and end."

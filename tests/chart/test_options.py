@@ -31,7 +31,7 @@ BY_VALUE: dict[str, dict[str, tuple[dict[str, Any], str]]] = {
             {"gateway": {"allowMarkConflict": True}},
             "--allow-mark-conflict",
         ),
-        "--no-probe-responder": (
+        "--probe-responder": (
             {"gateway": {"probeResponder": False}},
             "--no-probe-responder",
         ),
@@ -95,9 +95,10 @@ def container(install: Install, only: Any, name: str, **values: Any) -> dict[str
 def is_set(option: click.Option, found: dict[str, Any]) -> bool:
     """Whether arguments, environment or hooks of a container set an option."""
     names = option.envvar if isinstance(option.envvar, list | tuple) else [option.envvar]
+    spellings = {*option.opts, *option.secondary_opts}
     hooks = yaml.safe_dump(found.get("lifecycle", {}))
     return (
-        any(argument.partition("=")[0] in option.opts for argument in found["args"])
+        any(argument.partition("=")[0] in spellings for argument in found["args"])
         or any(variable["name"] in names for variable in found["env"])
         or f"- {option.opts[0]}\n" in hooks
     )
