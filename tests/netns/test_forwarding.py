@@ -128,21 +128,27 @@ def test_others_that_come_later_are_found_when_tunnels_change(sites: Sites, node
     ping_until(sites.topology.lan_a, sites.topology.b.host())
 
 
-def test_an_open_node_is_left_alone(sites: Sites, fresh: Callable[[], str]) -> None:
-    before = fresh()
+def test_a_chain_that_drops_nothing_of_ours_is_left_alone(
+    sites: Sites, beside: Callable[[], str]
+) -> None:
+    before = beside()
     sites.start("--open-forward")
+    # The chain beside it was opened, so it was looked at.
     ping_until(sites.topology.lan_a, sites.topology.b.host())
-    assert fresh() == before
-    assert "forward" not in sites.a.log()
+    assert beside() == before
+    assert "inet other" not in sites.a.log()
 
 
 @pytest.fixture
-def fresh(sites: Sites) -> Callable[[], str]:
-    """The node of site a with chains that drop nothing of ours."""
+def beside(sites: Sites) -> Callable[[], str]:
+    """The node of site a with a chain that drops nothing of ours beside one that drops all;
+    shows the former."""
     gateway = sites.topology.gw_a
     gateway.run(
         "nft",
         "table inet other { chain forward { type filter hook forward priority 0; policy accept;"
-        " ip saddr 203.0.113.0/24 drop; }; }",
+        " ip saddr 203.0.113.0/24 drop; }; };"
+        " table inet closed { chain forward { type filter hook forward priority 1;"
+        " policy drop; }; }",
     )
     return lambda: gateway.run("nft", "list table inet other")
