@@ -2,9 +2,8 @@
 
 Tests marked ``root`` or ``strongswan`` use network namespaces, real sockets and daemons. They come
 last and stay on one xdist worker, so that they do not share the processors with the rest. Those of
-the kernel tier run in one virtual machine, which takes longest:
-workers begin with them, two if there are as many, each with half of the tests in a machine of its
-own.
+the kernel tier take longest, so workers begin with them: two if there are as many, each with half
+of the tests in a virtual machine of its own. Without workers one machine has them all.
 
 Where such a tier cannot run its tests are skipped, with the reason in one line. With
 ``KUBE_IPSEC_REQUIRE_TIERS=1`` (``.ci/run``) a skip in them is a failure, so that nothing goes green
