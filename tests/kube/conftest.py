@@ -24,6 +24,20 @@ from ipsec_lab.release import Release, installed, occupied
 CRDS = sorted((Path(__file__).parents[2] / "crds").glob("*.yaml"))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Those that install the chart come first: it is for clusters that have not our CRDs yet, which
+    others make for the rest of the run."""
+    folder = Path(__file__).parent
+    places = [n for n, item in enumerate(items) if item.path.is_relative_to(folder)]
+    ordered = sorted((items[n] for n in places), key=lambda item: "install" not in _fixtures(item))
+    for place, item in zip(places, ordered, strict=True):
+        items[place] = item
+
+
+def _fixtures(item: pytest.Item) -> list[str]:
+    return item.fixturenames if isinstance(item, pytest.Function) else []
+
+
 @pytest.fixture(scope="session")
 def api() -> Iterator[client.ApiClient]:
     """A client with the rights of KUBECONFIG, which have to be those of an administrator."""
