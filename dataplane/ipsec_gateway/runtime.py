@@ -17,7 +17,7 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol
 
@@ -27,6 +27,7 @@ from ipsec_gateway.dynamic import generated
 from ipsec_gateway.facts import Facts
 from ipsec_gateway.forward.findings import Blocked
 from ipsec_gateway.forward.keeper import Forwarding
+from ipsec_gateway.forward.watch import ForwardWatch
 from ipsec_gateway.handover import Handover
 from ipsec_gateway.http import HttpServer, Pages
 from ipsec_gateway.inplace import InPlace
@@ -128,7 +129,11 @@ class Gateway:
             else None
         )
         self._forwarding: Final = (
-            Forwarding(options.device, opens=options.open_forward, clock=self._loop.time)
+            ForwardWatch(
+                Forwarding(options.device, opens=options.open_forward, clock=self._loop.time),
+                self._forwarded,
+                self._on_done,
+            )
             if steered
             else None
         )
@@ -168,8 +173,6 @@ class Gateway:
             companion,
         )
         self._backend_task: asyncio.Task[None] | None = None
-        #: The look at others' chains.
-        self._looking: asyncio.Task[None] | None = None
         self._wake: Final = asyncio.Event()
         self._stop: Final = asyncio.Event()
         self._failure: BaseException | None = None
@@ -224,7 +227,8 @@ class Gateway:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            await self._looked()
+            if self._forwarding is not None:
+                await self._forwarding.settled()
             if self._failure is None and tasks:
                 await self._leave()
             else:
@@ -388,25 +392,16 @@ class Gateway:
         self._checked = self._loop.time()
 
     def _look_at_others(self) -> None:
-        """Find out whether others on this node let pass what tunnels carry. Nothing waits for it,
-        and what changes meanwhile is for the next look."""
-        if self._intent is None or self._basis is None or self.pump.backend is None:
+        """Find out whether others on this node let pass what tunnels carry."""
+        if self._forwarding is None or self.pump.backend is None:
             return
-        if self._forwarding is None or not (self._looking is None or self._looking.done()):
-            return
-        # What peers get from templates is not asked for: it brings no peer and no interface.
-        look = self._forwarding.look(self._intent, self._basis[1].addresses)
-        self._looking = asyncio.create_task(self._forwarded(look))
-        self._looking.add_done_callback(self._on_done)
+        if self._intent is not None and self._basis is not None:
+            # What peers get from templates is not asked for: it brings no peer and no interface.
+            self._forwarding.look(self._intent, self._basis[1].addresses)
 
-    async def _forwarded(self, look: Awaitable[Mapping[str, Blocked]]) -> None:
-        if self.board.forwarded(await look):
+    def _forwarded(self, found: Mapping[str, Blocked]) -> None:
+        if self.board.forwarded(found):
             self._reports.changed.set()
-
-    async def _looked(self) -> None:
-        """It may be changing others' chains: half of that would be hard to take away."""
-        if self._looking is not None:
-            await asyncio.gather(self._looking, return_exceptions=True)
 
     async def _guard(self, mtu: int | None) -> None:
         """Put the nftables table in place."""
@@ -474,7 +469,6 @@ class Gateway:
     async def _dismantle(self) -> None:
         self._responder.close()
         if self._forwarding is not None:
-            await self._looked()
             await self._forwarding.close()
         if self._steering is not None:
             await self._steering.unroute()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from ipsec_lab.cluster import condition, until
 from ipsec_lab.cluster_rig import PSK, ClusterRig, five_lines, obstacle
 from ipsec_lab.failover_rig import GATEWAYS, PODS, REMOTES
 from ipsec_lab.leftovers import footprint, left_behind
+from ipsec_lab.netns import LabError
 from ipsec_lab.traffic import ConstantPing, ping, ping_until
 
 # Seven daemons start, and gateways are waited for.
@@ -346,5 +348,7 @@ def test_deletion_leaves_nothing(rig, user, r1):
     assert not user.cluster.list("Secret", rig.own, labelSelector=TUNNEL_SELECTOR)
     rig.wait("nobody holds it", lambda: not any(rig.view(n)["held"] for n in GATEWAYS))
     left = lambda: {n: left_behind(rig.namespaces[n], rig.clean[n]) for n in GATEWAYS}  # noqa: E731
-    rig.wait("gateways are as they were", lambda: not any(left().values()), seconds=20)
+    with suppress(LabError):
+        rig.wait("gateways are as they were", lambda: not any(left().values()), seconds=20)
+    assert not any(left().values()), f"{left()}\n{rig.logs()}"
     assert not ping(pod(rig), SITES[r1][1], count=1, wait=0.5).received

@@ -18,6 +18,7 @@ from ipsec_api.compile import compile as compile_snapshot
 from ipsec_api.documents import collect
 from ipsec_gateway import reports, runtime
 from ipsec_gateway.forward.findings import Blocked
+from ipsec_gateway.forward.watch import ForwardWatch
 from ipsec_gateway.intent import Intent
 from ipsec_gateway.ipsec.base import PolicyDirection
 from ipsec_gateway.ipsec.recording import Operation, RecordingBackend
@@ -304,6 +305,13 @@ class SlowLook:
         self.log: list[str] = []
         self.problem: Exception | None = None
 
+    def take_place(self, gateway: Gateway) -> None:
+        gateway._forwarding = ForwardWatch(  # type: ignore[misc]  # a constant
+            self,  # type: ignore[arg-type]  # as far as it is used
+            gateway._forwarded,
+            gateway._on_done,
+        )
+
     async def look(self, wanted: Intent, _: object) -> dict[str, Blocked]:
         self.asked.append(wanted)
         await asyncio.wait_for(self.go.wait(), 20)
@@ -324,7 +332,7 @@ def test_nothing_waits_for_the_look_at_others_chains_but_the_end(rig: Rig, make)
     slow = SlowLook()
 
     async def work(gateway: Gateway) -> None:
-        gateway._forwarding = slow  # type: ignore[misc,assignment]  # in its place
+        slow.take_place(gateway)
         here = gateway._here
         here.wanted = lambda: replace(here._static)  # type: ignore[method-assign]
         rig.write(make.secret(), make.peer(passive=True))
@@ -357,7 +365,7 @@ def test_the_last_tunnel_goes_after_the_look_at_others_chains(rig: Rig, make) ->
     slow = SlowLook()
 
     async def work(gateway: Gateway) -> None:
-        gateway._forwarding = slow  # type: ignore[misc,assignment]  # in its place
+        slow.take_place(gateway)
         rig.write(make.secret(), make.peer(passive=True))
         await rig.until(lambda: slow.asked)
         rig.write(make.secret())
@@ -375,7 +383,7 @@ def test_a_look_is_ended_where_everything_is_left_to_the_next_gateway(tmp_path: 
     slow = SlowLook()
 
     async def work(gateway: Gateway) -> None:
-        gateway._forwarding = slow  # type: ignore[misc,assignment]  # in its place
+        slow.take_place(gateway)
         rig.write(make.secret(), make.peer(passive=True))
         await rig.until(lambda: slow.asked)
         asyncio.get_running_loop().call_later(0.05, slow.go.set)
@@ -390,7 +398,7 @@ def test_what_breaks_in_the_look_at_others_chains_ends_the_gateway(rig: Rig, mak
     slow.go.set()
 
     async def work(gateway: Gateway) -> None:
-        gateway._forwarding = slow  # type: ignore[misc,assignment]  # in its place
+        slow.take_place(gateway)
         rig.write(make.secret(), make.peer(passive=True))
         await rig.until(lambda: gateway._failure)
 
