@@ -17,7 +17,7 @@ import pytest
 import yaml
 from kubernetes import client, config
 
-from ipsec_lab.cluster import Cluster
+from ipsec_lab.cluster import Cluster, until
 from ipsec_lab.operator_process import OperatorProcess
 from ipsec_lab.release import Release, installed, occupied
 
@@ -49,8 +49,16 @@ def api() -> Iterator[client.ApiClient]:
 def crds(api: client.ApiClient) -> Iterator[dict[str, Any]]:
     """Our CRDs by kind, established in the cluster."""
     extensions = client.ApiextensionsV1Api(api)
-    there = {each.metadata.name for each in extensions.list_custom_resource_definition().items}
     definitions = [yaml.safe_load(path.read_text()) for path in CRDS]
+
+    def found() -> dict[str, Any]:
+        items = extensions.list_custom_resource_definition().items
+        ours = {definition["metadata"]["name"] for definition in definitions}
+        return {each.metadata.name: each.metadata for each in items if each.metadata.name in ours}
+
+    # Those that are on their way out are not there: somebody has deleted them a moment ago.
+    until(lambda: not any(m.deletion_timestamp for m in found().values()), "old CRDs are gone")
+    there = found()
     made = []
     for definition in definitions:
         name = definition["metadata"]["name"]
