@@ -141,7 +141,7 @@ class Cluster:
         owners.update({Key.ref(t.source): t.key for t in held.tunnels})
         for key, status in changes.items():
             peer = owners.get(key)
-            if status is None or peer is None or peer not in self.held:
+            if status is None or peer is None:
                 self._published.pop(key, None)
                 self.statuses.drop(key)
                 continue
@@ -149,7 +149,12 @@ class Cluster:
             self._put(key)
 
     def _put(self, key: Key) -> None:
+        """Write it, or leave it to the owner. It is kept: the peer may be ours again before the
+        gateway has let go of it, and then nothing of it has changed."""
         peer, status = self._published[key]
+        if peer not in self.held:
+            self.statuses.drop(key)
+            return
         more = self._of_peer(peer) if key.kind == "IPsecPeer" else {}
         self.statuses.put(key, {**status, **more})
 
@@ -291,12 +296,9 @@ class Cluster:
         if not self.source.released.is_set() and member.joined(now):
             log.info("joined: %s", ", ".join(sorted(member.live(now))))
             self.source.released.set()
-        for key, (peer, _) in tuple(self._published.items()):
-            if peer not in after.held:
-                # From now on the next owner writes it.
-                del self._published[key]
-                self.statuses.drop(key)
-            elif after.assignments[peer] != before.assignments.get(peer):
+        for key, (peer, _) in self._published.items():
+            moved = (peer in after.held) != (peer in before.held)
+            if moved or after.assignments.get(peer) != before.assignments.get(peer):
                 self._put(key)
         if after.held != before.held:
             self.source.poke()

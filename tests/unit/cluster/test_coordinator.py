@@ -187,14 +187,19 @@ def test_statuses_are_the_owners(rig: Any, tunnel: Make, secret: MakeSecret) -> 
             cluster.publish({key: {"conditions": []}}, whole)
             await it.until(lambda: "status" in it.server.objects[path])
             assert it.server.objects[path]["status"] == {"activeGateway": "a", "conditions": []}
+            # Let go and taken again, before the gateway has done anything about it.
+            where = f"{SECRETS}/{tunnel_secret_name('default', 'p0')}"
+            await it.server.delete(where)
+            await it.until(lambda: it.owners("p0") == [])
+            await it.server.put(where, secret(of_object(tunnel("p0"), "u0")))
+            await it.until(lambda: it.server.objects[path]["metadata"].get("uid") == "u0")
             await it.start("b")
             # Who would take over is told, too.
             await it.until(
                 lambda: it.server.objects[path]["status"].get("standbyGateways") == ["b"]
             )
             # Another object of that name, which was made while nobody looked, has none yet.
-            again = secret(of_object(tunnel("p0"), "u2"))
-            await it.server.put(f"{SECRETS}/{tunnel_secret_name('default', 'p0')}", again)
+            await it.server.put(where, secret(of_object(tunnel("p0"), "u2")))
             await it.until(lambda: it.server.objects[path]["metadata"].get("uid") == "u2")
             count = len(it.server.applied)
             cluster.publish({key: None}, whole)
