@@ -6,6 +6,7 @@ which applies one in a single transaction: there is no moment without the guard.
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -26,6 +27,9 @@ COUNTERS: Final = ("unencrypted_out", "unencrypted_in", "discarded_out", "discar
 
 #: Octets that fit a comment of nft, which writes a terminator too.
 COMMENT: Final = 127
+
+#: Elements of the sets that are asked before the sets of pairs.
+_MOST_REMOTES: Final = 64
 
 #: What of a rule needs a module that a kernel may not have.
 _MODULES: Final = (
@@ -182,7 +186,7 @@ def ruleset(
 def _remotes(steps: Iterable[Step], sets: dict[str, NftSet]) -> list[tuple[str, str]]:
     """(ip or ip6, name) of the sets that hold every remote network, which are added to ``sets``.
 
-    Sets of pairs are slow to look up, this one is fast: who is in none of these networks is done.
+    Sets of pairs are slow to look up, these are fast: who is in none of their networks is done.
     """
     found: list[tuple[str, str]] = []
     for version, ip in ((4, "ip"), (6, "ip6")):
@@ -195,21 +199,29 @@ def _remotes(steps: Iterable[Step], sets: dict[str, NftSet]) -> list[tuple[str, 
         }
         if networks:
             name = f"remote{version}"
-            members = {str(network): "" for network in _outermost(networks)}
-            sets[name] = NftSet(f"ipv{version}_addr", members, "remote networks of all policies")
+            members = {str(network): "" for network in _covering(version, networks)}
+            sets[name] = NftSet(f"ipv{version}_addr", members, "where all remote networks are")
             found.append((ip, name))
     return found
 
 
-def _outermost(networks: Iterable[Network]) -> Iterator[Network]:
-    """Those that are in no other one. Neighbours are not merged: then one that comes or goes would
-    have its neighbours replaced."""
+def _covering(version: int, networks: Iterable[Network]) -> Iterator[Network]:
+    """Networks that hold all of these, none inside another one. Wider ones where there are many: to
+    look at the pairs once more is cheap, and kernels before 6.3 take seconds for thousands of
+    elements. Neighbours are not merged: then one that comes or goes would have others replaced."""
+    kind = ipaddress.IPv4Network if version == 4 else ipaddress.IPv6Network
+    found = {(int(n.network_address), n.prefixlen) for n in networks}
+    bits = length = 32 if version == 4 else 128
+    while len(found) > _MOST_REMOTES:
+        length -= 1
+        first = -1 << (bits - length)
+        found = {(a & first, length) if wide > length else (a, wide) for a, wide in found}
     last = -1
-    for network in sorted(networks, key=lambda n: (int(n.network_address), n.prefixlen)):
-        end = int(network.broadcast_address)
+    for address, wide in sorted(found):
+        end = address + (1 << (bits - wide)) - 1
         if end > last:
             last = end
-            yield network
+            yield kind((address, wide))
 
 
 def _rules(

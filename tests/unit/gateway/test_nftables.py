@@ -32,6 +32,16 @@ def test_everything_is_one_network() -> None:
     assert remotes(table("172.16.0.0/16", "0.0.0.0/0", "255.255.255.255/32")) == ["0.0.0.0/0"]
 
 
+@pytest.mark.parametrize("every", [1, 256, 65_521])
+def test_thousands_of_remote_networks_are_few_elements(every: int) -> None:
+    networks = [ipaddress.IPv4Network((256 * n * every % 2**32, 24)) for n in range(3000)]
+    policies = [spec("10.1.0.0/16", str(network)) for network in networks]
+    it = nftables.ruleset(classify(policies, frozenset({7})), device=None)
+    found = [ipaddress.ip_network(element) for element in remotes(it)]
+    assert 1 < len(found) <= 64
+    assert all(any(n.subnet_of(wide) for wide in found) for n in networks)
+
+
 @pytest.mark.parametrize("device", [None, "ipsec0"])
 def test_pairs_are_looked_up_for_remote_networks_only(device: str | None) -> None:
     """Every chain that looks at pairs is entered through the sets of remote networks."""
