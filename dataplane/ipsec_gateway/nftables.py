@@ -1,7 +1,7 @@
-"""The nftables table of the gateway: what it should be, and the script that makes it so.
+"""The nftables table of the gateway: what it should be.
 
-The rules are rendered from one template; addresses live in sets. Scripts are for ``nft -f -``,
-which applies one in a single transaction: there is no moment without the guard.
+The rules are rendered from one template; addresses live in sets. How the kernel's table becomes
+this one is in ``nftscripts``.
 """
 
 from __future__ import annotations
@@ -16,33 +16,15 @@ import jinja2
 
 from ipsec_gateway.classify import Element, Network, Step, Variant, Verdict
 from ipsec_gateway.interfaces import Interface
-from ipsec_gateway.marks import DEFAULT, NFT_TABLE, Numbers
+from ipsec_gateway.marks import DEFAULT, Numbers
 from ipsec_gateway.nat import Translation
 from ipsec_gateway.protected import ProtectedService
-
-TABLE: Final = f"inet {NFT_TABLE}"
 
 #: Named counters of the table, in the order (unencrypted, discarded) by direction.
 COUNTERS: Final = ("unencrypted_out", "unencrypted_in", "discarded_out", "discarded_in")
 
-#: Octets that fit a comment of nft, which writes a terminator too.
-COMMENT: Final = 127
-
 #: Elements of the sets that are asked before the sets of pairs.
 _MOST_REMOTES: Final = 64
-
-#: What of a rule needs a module that a kernel may not have.
-_MODULES: Final = (
-    ("fib ", "nft_fib_inet"),
-    ("type nat ", "nft_chain_nat"),
-    ("snat ", "nft_nat"),
-    ("dnat ", "nft_nat"),
-    ("notrack", "nft_ct"),
-    ("ct mark", "nft_ct"),
-    ("ct original", "nft_ct"),
-    ("rt ipsec", "xfrm_user"),
-    ("meta ipsec", "xfrm_user"),
-)
 
 _FIELDS: Final = {
     Variant.ANY: "",
@@ -69,7 +51,7 @@ class NftSet(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Ruleset:
-    """The whole table. ``body`` is everything but the sets."""
+    """The whole table. ``body`` is everything but the sets, which it asks as ``@name``."""
 
     body: str
     sets: Mapping[str, NftSet]
@@ -243,78 +225,6 @@ def _rules(
             bits = hex(step.verdict.bits(numbers))
             rules.append(_Rule(version, variant, name, bits, step.verdict))
     return rules
-
-
-def replace(desired: Ruleset) -> str:
-    """A script that sets the table up whatever is there, such as the table of a killed gateway."""
-    return f"table {TABLE} {{}}\ndelete table {TABLE}\n" + _table(desired)
-
-
-def change(desired: Ruleset, actual: Ruleset) -> str:
-    """A script from ``actual`` to ``desired``, empty if nothing differs. Counters go on."""
-    if desired.body == actual.body and _types(desired) == _types(actual):
-        return "".join(_elements(desired, actual))
-    old = "".join(f"delete set {TABLE} {name}\n" for name in actual.sets)
-    return f"flush table {TABLE}\n{old}" + _table(desired)
-
-
-def explained(refusal: str) -> str:
-    """What nft said about a script, with what the kernel seems to lack and how to get it.
-
-    A refused script has changed nothing at all.
-    """
-    refused = refusal.splitlines()
-    if not any("Could not process rule" in line for line in refused):
-        return refusal
-    lacks = dict.fromkeys(
-        module for line in refused for text, module in _MODULES if text in line.partition("^")[0]
-    )
-    hint = f"; the kernel may lack {', '.join(lacks)}: try modprobe on the node" if lacks else ""
-    return f"the kernel refuses the table inet {NFT_TABLE}, nothing was changed: {refusal}{hint}"
-
-
-def remove() -> str:
-    """A script that removes the table; no error if there is none."""
-    return f"table {TABLE} {{}}\ndelete table {TABLE}\n"
-
-
-def _table(desired: Ruleset) -> str:
-    sets = "".join(_declare(name, each) for name, each in desired.sets.items())
-    return f"table {TABLE} {{\n{sets}{desired.body}\n}}\n"
-
-
-def _declare(name: str, each: NftSet) -> str:
-    return (
-        f'  set {name} {{ type {each.type}; flags interval; comment "{each.comment}";'
-        f" elements = {{ {_commented(each.elements)} }} }}\n"
-    )
-
-
-def _commented(elements: Mapping[str, str]) -> str:
-    return ", ".join(
-        f"{element}{_comment(text)}" if text else element
-        for element, text in sorted(elements.items())
-    )
-
-
-def _comment(text: str) -> str:
-    """Names have no quotes in them; nft takes 128 octets."""
-    return f' comment "{text[:COMMENT].replace(chr(34), "")}"'
-
-
-def _elements(desired: Ruleset, actual: Ruleset) -> Iterable[str]:
-    """Deletes first: an element that only changed its extent must not overlap with itself."""
-    for verb, these, those in (("delete", actual, desired), ("add", desired, actual)):
-        for name, each in these.sets.items():
-            differing = {
-                e: t for e, t in each.elements.items() if e not in those.sets[name].elements
-            }
-            if differing:
-                yield f"{verb} element {TABLE} {name} {{ {_commented(differing)} }}\n"
-
-
-def _types(of: Ruleset) -> dict[str, str]:
-    return {name: each.type for name, each in of.sets.items()}
 
 
 def _element(element: Element) -> str:

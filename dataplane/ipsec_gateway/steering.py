@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ipsec_gateway import clashes, conntrack, nftables, plan, translators
+from ipsec_gateway import clashes, conntrack, nftables, nftscripts, plan, translators
 from ipsec_gateway.classify import Address, Network, Step, classify
 from ipsec_gateway.intent import Intent
 from ipsec_gateway.ipsec.base import PolicySpec
@@ -74,7 +74,7 @@ class Steering:
         self._told: set[str] = set()
         #: Pairs whose connections from before have been looked at.
         self._flushed: frozenset[tuple[Network, Network]] = frozenset()
-        self._guard: nftables.Ruleset | None = None
+        self._guard: nftscripts.Installed | None = None
         #: What the guard was made from.
         self._basis: tuple[object, ...] = ()
         self._stale: Routing | None = None
@@ -88,7 +88,7 @@ class Steering:
         retained: tuple[PolicySpec, ...] = (),
         measured: Mapping[int, tuple[Network, ...]] | None = None,
     ) -> None:
-        """Put the nftables table in place, in one transaction.
+        """Put the nftables table in place.
 
         ``live`` are reqids that have an SA, ``mtu`` is the largest inner packet in octets.
         ``retained`` are policies that are about to go: they stay, after all others, until what they
@@ -129,20 +129,35 @@ class Steering:
             numbers=self.numbers,
             keep=self._keep,
         )
+        await self._put(desired)
+        self._basis = basis
+
+    async def _put(self, desired: nftables.Ruleset) -> None:
+        """Make it the kernel's table. What is protected before and afterwards is so meanwhile."""
         if self._guard is not None:
             try:
-                script = nftables.change(desired, self._guard)
-                if script:
-                    await run("nft", "-f", "-", script=script)
+                await self._apply(nftscripts.change(desired, self._guard))
+                return
             except ToolError:
-                # Somebody else changed or removed the table: set all of it up anew.
+                # Pairs that overlap with what goes, or somebody else changed the table.
                 self._guard = None
-        if self._guard is None:
+        there = await _found()
+        if there is not None:
             try:
-                await run("nft", "-f", "-", script=nftables.replace(desired))
-            except ToolError as exc:
-                raise ToolError(nftables.explained(str(exc))) from exc
-        self._guard, self._basis = desired, basis
+                await self._apply(nftscripts.install(desired, there))
+                return
+            except ToolError:
+                # A chain of an earlier version may be elsewhere: all of it at once.
+                self._guard = None
+        try:
+            await self._apply(nftscripts.replace(desired))
+        except ToolError as exc:
+            raise ToolError(nftscripts.explained(str(exc))) from exc
+
+    async def _apply(self, change: nftscripts.Change) -> None:
+        for script in change.scripts:
+            await run("nft", "-f", "-", script=script)
+        self._guard = change.then
 
     async def verify_guard(self) -> bool:
         """Whether the table is still there; if not, the next ``guard`` sets it up anew. That looks
@@ -251,7 +266,7 @@ class Steering:
 
     async def unguard(self) -> None:
         """Take the guard away: the last of all steps."""
-        await run("nft", "-f", "-", script=nftables.remove())
+        await run("nft", "-f", "-", script=nftscripts.remove())
         self._guard = None
 
     def suspect(self) -> bool:
@@ -270,6 +285,15 @@ class Steering:
         shown = await run_json("nft", "-j", "list", "counters", "table", "inet", NFT_TABLE)
         counters = [entry["counter"] for entry in shown["nftables"] if "counter" in entry]
         return {c["name"]: Counted(c["packets"], c["bytes"]) for c in counters}
+
+
+async def _found() -> nftscripts.Found | None:
+    """What a table of ours has, such as that of a killed gateway; None without one."""
+    try:
+        shown = await run_json("nft", "-t", "-j", "list", "table", "inet", NFT_TABLE)
+    except ToolError:
+        return None
+    return nftscripts.found(shown)
 
 
 async def current(numbers: Numbers = DEFAULT) -> Routing:

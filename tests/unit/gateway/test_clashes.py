@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ipsec_gateway import clashes
-from ipsec_gateway.nftables import explained
+from ipsec_gateway.nftscripts import explained
 
 CALICO = {"priority": 99, "fwmark": "0x10", "fwmask": "0xf0", "table": "7", "protocol": "80"}
 

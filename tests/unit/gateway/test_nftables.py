@@ -57,17 +57,3 @@ def test_pairs_are_looked_up_for_remote_networks_only(device: str | None) -> Non
             for name in slow:
                 if rule.endswith((f"jump {name}", f"goto {name}")):
                     assert "@remote" in rule
-
-
-def test_a_neighbour_leaves_the_others_alone() -> None:
-    before, after = table("172.16.0.0/24"), table("172.16.0.0/24", "172.16.1.0/24")
-    script = nftables.change(after, before)
-    assert "add element inet kube_ipsec remote4 { 172.16.1.0/24 }" in script
-    assert "delete" not in script
-
-
-def test_the_outer_network_goes_and_the_inner_one_stays() -> None:
-    before, after = table("172.16.0.0/24", "172.16.0.0/16"), table("172.16.0.0/24")
-    first, *_ = [line for line in nftables.change(after, before).splitlines() if "remote4" in line]
-    assert first == "delete element inet kube_ipsec remote4 { 172.16.0.0/16 }"
-    assert ipaddress.ip_network("172.16.0.0/24") in map(ipaddress.ip_network, remotes(after))
