@@ -3,14 +3,13 @@
 Each is for ``nft -f -``, which applies one in a single transaction. That alone is not enough. The
 kernel brings in new rules first and what it has put into a set of pairs (pipapo) afterwards: for
 microseconds, or as long as that processor is taken away meanwhile, a rule may ask a set that is
-still empty, and lets pass in clear text what it should hold. So
+still empty, and lets pass in clear text what it should hold. Kernels before 6.17 do the same with
+elements that replace others, and trees of single networks miss some, too. So
 
 1. a set is filled in a transaction of its own before a rule asks it: rules that change come with
    sets of other names, and those from before go with the rules that asked them;
-2. where rules stay, pairs are added before others are deleted. Pairs that overlap with what is to
+2. where rules stay, elements are added before others are deleted. Some that overlap with what is to
    go are refused by the kernel; then the rules are changed as in 1.
-
-Sets of single networks are trees whose elements change at one instant: there all is done at once.
 """
 
 from __future__ import annotations
@@ -86,14 +85,10 @@ def change(desired: Ruleset, actual: Installed) -> Change:
     for name, each in desired.sets.items():
         target = f"{TABLE} {actual.names[name]}"
         old = before.sets[name].elements
-        gone = _listed("delete", target, {e: t for e, t in old.items() if e not in each.elements})
-        fresh = _listed("add", target, {e: t for e, t in each.elements.items() if e not in old})
-        if _pairs(each):
-            first += fresh
-            second += gone
-        else:
-            # Deletes first: an element that only changed its extent must not overlap with itself.
-            first += gone + fresh
+        fresh = {e: t for e, t in each.elements.items() if e not in old}
+        gone = {e: t for e, t in old.items() if e not in each.elements}
+        first += _listed("add", target, fresh)
+        second += _listed("delete", target, gone)
     return Change(tuple(filter(None, (first, second))), Installed(desired, actual.names))
 
 
@@ -180,7 +175,3 @@ def _same(of: Ruleset) -> dict[str, str]:
 
 def _types(of: Ruleset) -> dict[str, str]:
     return {name: each.type for name, each in of.sets.items()}
-
-
-def _pairs(each: NftSet) -> bool:
-    return " . " in each.type

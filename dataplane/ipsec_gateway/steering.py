@@ -139,7 +139,7 @@ class Steering:
                 await self._apply(nftscripts.change(desired, self._guard))
                 return
             except ToolError:
-                # Pairs that overlap with what goes, or somebody else changed the table.
+                # Elements that overlap with what goes, or somebody else changed the table.
                 self._guard = None
         there = await _found()
         if there is not None:

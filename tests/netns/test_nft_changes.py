@@ -3,68 +3,26 @@ and with packets under way all the time."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import ipaddress
 import json
 import random
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 
 import pytest
 
 from ipsec_gateway import nftables, nftscripts
 from ipsec_gateway.classify import classify
-from ipsec_gateway.intent import Intent
-from ipsec_gateway.steering import Steering
-from ipsec_lab.netns import LabError, Namespace, end_process
+from ipsec_lab.flood import flooded
+from ipsec_lab.netns import LabError, Namespace
 from ipsec_lab.steering_rig import spec
 
 STEPS = 60
-#: Networks whose extent, and only that, differs from step to step.
-REMOTES = ("10.2.0.0/24", "10.2.0.0/23", "10.2.0.0/25")
-FLOOD = """
-import contextlib, socket
-sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-sender.bind(("10.1.0.1", 0))
-while True:
-    with contextlib.suppress(PermissionError):
-        sender.sendto(b"clear text", ("10.2.0.1", 9))
-"""
-COUNTED = """
-table inet arrived {
-  counter clear { }
-  chain in { type filter hook prerouting priority 0; ip daddr 10.2.0.0/16 counter name "clear"; }
-}
-"""
 
 
 @pytest.fixture
 def node() -> Iterator[Namespace]:
     namespace = Namespace("node")
     try:
-        yield namespace
-    finally:
-        namespace.delete()
-
-
-@pytest.fixture
-def far(node: Namespace) -> Iterator[Namespace]:
-    """Where packets of ``node`` to 10.2.0.0/16 arrive if nothing stops them, and are counted."""
-    namespace = Namespace("far")
-    try:
-        node.ip(
-            f"link add out type veth peer name eth0 netns {namespace.name}",
-            "link set lo up",
-            "link set out up",
-            "addr add 10.1.0.1/32 dev lo",
-            "route add 10.2.0.0/16 dev out",
-            "neigh add 10.2.0.1 lladdr 02:00:00:00:00:01 dev out",
-        )
-        namespace.ip("link set eth0 address 02:00:00:00:00:01 up")
-        namespace.nft(COUNTED)
         yield namespace
     finally:
         namespace.delete()
@@ -98,27 +56,6 @@ def network(end) -> str:
             f"{end['prefix']['addr']}/{end['prefix']['len']}" if isinstance(end, dict) else end
         )
     )
-
-
-def counter(node: Namespace, table: str, name: str) -> int:
-    shown = objects(node, "list", "counter", "inet", table, name)
-    return next(each["counter"]["packets"] for each in shown if "counter" in each)
-
-
-@contextlib.contextmanager
-def flood(node: Namespace) -> Iterator[None]:
-    """Packets of the node's own to 10.2.0.1, as many as it can send.
-
-    Somebody listens to changes of tables meanwhile: the kernel tells him of each rule after it is
-    in force and before new pairs are, which makes that moment longer.
-    """
-    listener = node.popen(["nft", "monitor"], stdout=subprocess.DEVNULL)
-    sender = node.popen([sys.executable, "-c", FLOOD])
-    try:
-        yield
-    finally:
-        end_process(sender)
-        end_process(listener)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -163,28 +100,10 @@ def policies(networks):
     ]
 
 
-def test_nothing_passes_while_the_table_changes(node: Namespace, far: Namespace) -> None:
-    """Rules, pairs and gateways come and go, and what is protected all the time is dropped."""
-    steering = Steering(None)
-
-    async def guard(remote: str, mtu: int) -> None:
-        intent = Intent(policies=(spec("10.1.0.0/16", remote),))
-        await steering.guard(intent, live=frozenset(), mtu=mtu)
-
-    def put(remote: str, mtu: int) -> None:
-        node.call(lambda: asyncio.run(guard(remote, mtu)))
-
-    put(REMOTES[0], 1400)
-    with flood(node):
-        while not (dropped := [counter(node, "kube_ipsec", "unencrypted_out")])[0]:
-            time.sleep(0.05)
-        for number in range(STEPS):
-            if number % 10 == 0:
-                steering = Steering(None)  # killed, and the next one finds what there is
-            put(REMOTES[number % len(REMOTES)], 1400 - number // 2)
-            dropped.append(counter(node, "kube_ipsec", "unencrypted_out"))
-    assert counter(far, "arrived", "clear") == 0
-    assert dropped == sorted(dropped), "counters go on"
-    assert dropped[0] < dropped[-1]
-    names = [each["set"]["name"] for each in objects(node, "list", "sets", "inet") if "set" in each]
-    assert len(names) == 2, "no set stays behind"
+def test_nothing_passes_while_the_table_changes() -> None:
+    """Rules, elements and gateways come and go, and what is protected all the time is dropped."""
+    it = flooded(STEPS)
+    assert it.arrived == 0
+    assert list(it.dropped) == sorted(it.dropped), "counters go on"
+    assert it.dropped[0] < it.dropped[-1]
+    assert len(it.sets) == 2, "no set stays behind"
