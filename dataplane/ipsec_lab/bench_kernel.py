@@ -94,6 +94,7 @@ def durations(arguments: Mapping[str, Any], forks: ForkClient) -> int:
     """The task in the guest of what takes its time."""
     quick = bool(arguments["quick"])
     with _telling(forks):
+        _load_modules()
         _start_up(10 if quick else 1000)
         _nftables(50 if quick else 5000)
     return 0
@@ -405,7 +406,6 @@ def _nftables(count: int) -> None:
     """The table for so many subnets, and one more subnet in it."""
     policies = [p for p in _policies(count) if p.id.direction is PolicyDirection.OUT]
     with spd_rig() as rig:
-        _load_modules(rig)
         seconds = []
         for subset in (policies[:-1], policies):
             intent = intent_of(*subset)
@@ -416,13 +416,14 @@ def _nftables(count: int) -> None:
         say(_single(f"kernel: one more of {count} subnets in it", "seconds", seconds[1]))
 
 
-def _load_modules(rig: SpdRig) -> None:
-    """A first table, which is not measured: the kernel loads modules for it, and they wait until
-    the namespaces of what ran before are taken down. That may take longer than a gateway waits."""
-    for _ in range(10):
-        with contextlib.suppress(ToolError):
-            rig.run(partial(rig.steering.guard, Intent(), live=frozenset(), mtu=1390))
-            return
+def _load_modules() -> None:
+    """A first table, which is not measured: to load the kernel's modules for it may take longer
+    than a gateway waits."""
+    with spd_rig() as rig:
+        for _ in range(10):
+            with contextlib.suppress(ToolError):
+                rig.run(partial(rig.steering.guard, Intent(), live=frozenset(), mtu=1390))
+                return
     raise LabError("the guest takes no nftables table")
 
 
