@@ -37,7 +37,7 @@ from ipsec_lab.bench_report import Row
 from ipsec_lab.guest_forks import ForkClient
 from ipsec_lab.kernel_rig import SlowGateway
 from ipsec_lab.netns import LabError, Namespace
-from ipsec_lab.spd_rig import SpdRig, intent_of, spd_rig
+from ipsec_lab.spd_rig import intent_of, spd_rig
 from ipsec_lab.topology import Topology
 from ipsec_lab.traffic import ping_until
 
