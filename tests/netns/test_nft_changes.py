@@ -3,6 +3,7 @@ and with packets under way all the time."""
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import json
 import random
@@ -12,6 +13,8 @@ import pytest
 
 from ipsec_gateway import nftables, nftscripts
 from ipsec_gateway.classify import classify
+from ipsec_gateway.intent import Intent
+from ipsec_gateway.steering import Steering
 from ipsec_lab.flood import flooded
 from ipsec_lab.netns import LabError, Namespace
 from ipsec_lab.steering_rig import spec
@@ -107,3 +110,26 @@ def test_nothing_passes_while_the_table_changes() -> None:
     assert list(it.dropped) == sorted(it.dropped), "counters go on"
     assert it.dropped[0] < it.dropped[-1]
     assert len(it.sets) == 2, "no set stays behind"
+
+
+def test_a_table_of_another_version_is_taken_over(node: Namespace) -> None:
+    """One whose chains are elsewhere and whose sets are of another type."""
+    node.nft(
+        """
+        table inet kube_ipsec {
+          set remote4 { type ether_addr; }
+          chain guard_out { type filter hook output priority 7; ether saddr @remote4 drop; }
+          chain gone { type filter hook input priority 7; jump hers; }
+          chain hers { }
+        }
+        """
+    )
+    intent = Intent(policies=(spec("10.1.0.0/16", "10.2.0.0/24"),))
+    node.call(lambda: asyncio.run(Steering(None).guard(intent, live=frozenset())))
+    shown = objects(node, "-t", "list", "table", "inet", "kube_ipsec")
+    there = nftscripts.found({"nftables": shown})
+    assert set(there.sets) == {"remote4", "step0_any4"}
+    assert {"gone", "hers"}.isdisjoint(there.chains)
+    (guard,) = (each["chain"] for each in shown if each.get("chain", {}).get("name") == "guard_out")
+    assert guard["hook"] == "postrouting"
+    assert listed(node, "remote4") == {"10.2.0.0/24"}
