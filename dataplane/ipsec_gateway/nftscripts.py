@@ -15,17 +15,16 @@ elements that replace others, and trees of single networks miss some, too. So
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
 from typing import Any, Final, NamedTuple
 
 from ipsec_gateway.marks import NFT_TABLE
 from ipsec_gateway.nftables import NftSet, Ruleset
 
-TABLE: Final = f"inet {NFT_TABLE}"
+_TABLE: Final = f"inet {NFT_TABLE}"
 
 #: Octets that fit a comment of nft, which writes a terminator too.
-COMMENT: Final = 127
+_COMMENT: Final = 127
 
 #: What of a rule needs a module that a kernel may not have.
 _MODULES: Final = (
@@ -51,12 +50,11 @@ class Found(NamedTuple):
     chains: Collection[str]
 
 
-@dataclass(frozen=True, slots=True)
-class Installed:
+class Installed(NamedTuple):
     """The table as the kernel has it; ``names`` is what its sets are called there."""
 
     ruleset: Ruleset
-    names: Mapping[str, str] = field(default_factory=dict)
+    names: Mapping[str, str]
 
 
 class Change(NamedTuple):
@@ -83,7 +81,7 @@ def change(desired: Ruleset, actual: Installed) -> Change:
         return install(desired, Found(tuple(actual.names.values()), chains))
     first, second = "", ""
     for name, each in desired.sets.items():
-        target = f"{TABLE} {actual.names[name]}"
+        target = f"{_TABLE} {actual.names[name]}"
         old = before.sets[name].elements
         fresh = {e: t for e, t in each.elements.items() if e not in old}
         gone = {e: t for e, t in old.items() if e not in each.elements}
@@ -97,10 +95,10 @@ def install(desired: Ruleset, there: Found) -> Change:
     names = {name: _free(name, there.sets) for name in desired.sets}
     sets = "".join(_declared(names[name], each) for name, each in desired.sets.items())
     chains = set(_CHAIN.findall(desired.body))
-    gone = [f"chain {TABLE} {name}" for name in there.chains if name not in chains]
-    gone += [f"set {TABLE} {name}" for name in there.sets]
+    gone = [f"chain {_TABLE} {name}" for name in there.chains if name not in chains]
+    gone += [f"set {_TABLE} {name}" for name in there.sets]
     rules = (
-        f"flush table {TABLE}\n"
+        f"flush table {_TABLE}\n"
         + "".join(f"delete {each}\n" for each in gone)
         + _table(_ASKED.sub(lambda match: "@" + names.get(match[1], match[1]), desired.body))
     )
@@ -111,12 +109,13 @@ def install(desired: Ruleset, there: Found) -> Change:
 def replace(desired: Ruleset) -> Change:
     """All of it at once, whatever is there: where there is no table of ours yet."""
     sets = "".join(_declared(name, each) for name, each in desired.sets.items())
-    return Change((remove() + _table(sets + desired.body),), Installed(desired, _same(desired)))
+    names = {name: name for name in desired.sets}
+    return Change((remove() + _table(sets + desired.body),), Installed(desired, names))
 
 
 def remove() -> str:
     """A script that removes the table; no error if there is none."""
-    return f"table {TABLE} {{}}\ndelete table {TABLE}\n"
+    return f"table {_TABLE} {{}}\ndelete table {_TABLE}\n"
 
 
 def explained(refusal: str) -> str:
@@ -135,7 +134,7 @@ def explained(refusal: str) -> str:
 
 
 def _table(content: str) -> str:
-    return f"table {TABLE} {{\n{content}\n}}\n"
+    return f"table {_TABLE} {{\n{content}\n}}\n"
 
 
 def _declared(name: str, each: NftSet) -> str:
@@ -150,14 +149,15 @@ def _listed(verb: str, target: str, elements: Mapping[str, str]) -> str:
 
 
 def _commented(elements: Mapping[str, str]) -> str:
-    return ", ".join(_elements(elements))
+    return ", ".join(
+        f"{element}{_comment(text)}" if text else element
+        for element, text in sorted(elements.items())
+    )
 
 
-def _elements(elements: Mapping[str, str]) -> Iterator[str]:
-    for element, text in sorted(elements.items()):
-        # Names have no quotes in them; nft takes 128 octets.
-        comment = f' comment "{text[:COMMENT].replace(chr(34), "")}"' if text else ""
-        yield f"{element}{comment}"
+def _comment(text: str) -> str:
+    """Names have no quotes in them; nft takes 128 octets."""
+    return f' comment "{text[:_COMMENT].replace(chr(34), "")}"'
 
 
 def _free(name: str, taken: Collection[str]) -> str:
@@ -167,10 +167,6 @@ def _free(name: str, taken: Collection[str]) -> str:
         number += 1
         free = f"{name}_{number}"
     return free
-
-
-def _same(of: Ruleset) -> dict[str, str]:
-    return {name: name for name in of.sets}
 
 
 def _types(of: Ruleset) -> dict[str, str]:

@@ -10,6 +10,7 @@ up is in ``classify``, ``nftables`` and ``routing``.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import logging
 from collections.abc import Iterable, Mapping
@@ -143,12 +144,10 @@ class Steering:
                 self._guard = None
         there = await _found()
         if there is not None:
-            try:
+            # It is refused where a chain of another version is elsewhere: then all of it at once.
+            with contextlib.suppress(ToolError):
                 await self._apply(nftscripts.install(desired, there))
                 return
-            except ToolError:
-                # A chain of an earlier version may be elsewhere: all of it at once.
-                self._guard = None
         try:
             await self._apply(nftscripts.replace(desired))
         except ToolError as exc:
@@ -163,9 +162,7 @@ class Steering:
         """Whether the table is still there; if not, the next ``guard`` sets it up anew. That looks
         for who translates sources, too: a kernel need not tell of them."""
         self._suspected = True
-        try:
-            await run("nft", "-t", "list", "table", "inet", NFT_TABLE)
-        except ToolError:
+        if await _found() is None:
             self._guard = None
         return self._guard is not None
 

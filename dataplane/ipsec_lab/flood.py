@@ -9,16 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from ipsec_gateway.intent import Intent
-from ipsec_gateway.marks import NFT_TABLE
 from ipsec_gateway.steering import Steering
 from ipsec_lab.netns import Namespace, end_process
 from ipsec_lab.steering_rig import spec
@@ -66,8 +63,11 @@ def flooded(changes: int) -> Flooded:
         far.ip("link set eth0 address 02:00:00:00:00:01 up")
         far.nft(_COUNTED)
         dropped = tuple(_changed(node, changes))
-        names = (each["set"]["name"] for each in _listed(node, "sets", "inet") if "set" in each)
-        return Flooded(_counter(far, "arrived", "clear"), dropped, tuple(names))
+        (arrived,) = (
+            each["counter"]["packets"] for each in far.nft_list("counters") if "counter" in each
+        )
+        names = (each["set"]["name"] for each in node.nft_list("sets", "inet") if "set" in each)
+        return Flooded(arrived, dropped, tuple(names))
     finally:
         node.delete()
         far.delete()
@@ -83,16 +83,19 @@ def _changed(node: Namespace, changes: int) -> Iterator[int]:
     def put(remote: str, mtu: int) -> None:
         node.call(lambda: asyncio.run(guard(remote, mtu)))
 
+    def dropped() -> int:
+        return node.call(lambda: asyncio.run(steering.counters()))["unencrypted_out"].packets
+
     put(_REMOTES[0], 1400)
     with _sending(node):
-        while not _counter(node, NFT_TABLE, "unencrypted_out"):
+        while not dropped():
             time.sleep(0.05)
         for number in range(changes):
             if number % 10 == 0:
                 steering = Steering(None)  # killed, and the next one finds what there is
             remote, mtu = _REMOTES[number % len(_REMOTES)], 1400 - number // 2
             put(remote, mtu)
-            yield _counter(node, NFT_TABLE, "unencrypted_out")
+            yield dropped()
 
 
 @contextlib.contextmanager
@@ -106,13 +109,3 @@ def _sending(node: Namespace) -> Iterator[None]:
     finally:
         end_process(sender)
         end_process(listener)
-
-
-def _counter(node: Namespace, table: str, name: str) -> int:
-    shown = _listed(node, "counter", "inet", table, name)
-    return int(next(each["counter"]["packets"] for each in shown if "counter" in each))
-
-
-def _listed(node: Namespace, *what: str) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads(node.run("nft", "-j", "list", *what))["nftables"]
-    return found

@@ -8,7 +8,6 @@ with no tunnel at all.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Final
@@ -75,13 +74,10 @@ class Guard:
 
     def counters(self) -> GuardCounters:
         """What passed and what was dropped so far."""
-        listing = json.loads(
-            self._wan.run("nft", "-j", "list", "counters", "table", "inet", _TABLE)
-        )
         return GuardCounters(
             **{
                 item["counter"]["name"].removeprefix("seen_"): item["counter"]["packets"]
-                for item in listing["nftables"]
+                for item in self._wan.nft_list("counters", "table", "inet", _TABLE)
                 if "counter" in item
             }
         )

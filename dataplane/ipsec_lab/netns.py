@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import itertools
+import json
 import os
 import re
 import shutil
@@ -17,7 +18,7 @@ import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Final, TypeVar
+from typing import IO, Any, Final, TypeVar
 
 T = TypeVar("T")
 
@@ -111,6 +112,11 @@ class Namespace:
     def nft(self, script: str) -> None:
         """Run an nftables script in here, atomically. Raises LabError."""
         self.run("nft", "-f", "-", text=script)
+
+    def nft_list(self, *what: str) -> list[dict[str, Any]]:
+        """The objects that ``nft list`` shows in here. Raises LabError."""
+        shown: list[dict[str, Any]] = json.loads(self.run("nft", "-j", "list", *what))["nftables"]
+        return shown
 
     def popen(
         self,

@@ -227,10 +227,9 @@ class Nodes:
 
     def arrived(self, name: str) -> int:
         """Echo requests that arrived at the remote network by this node."""
-        shown = json.loads(self.remote.run("nft", "-j", "list", "counters"))
         return next(
             int(e["counter"]["packets"])
-            for e in shown["nftables"]
+            for e in self.remote.nft_list("counters")
             if e.get("counter", {}).get("name") == f"from_{name}"
         )
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-import json
 import random
 from collections.abc import Iterator
 
@@ -31,15 +30,9 @@ def node() -> Iterator[Namespace]:
         namespace.delete()
 
 
-def objects(node: Namespace, *what: str) -> list[dict]:
-    said = node.run("nft", "-j", *what)
-    found: list[dict] = json.loads(said)["nftables"]
-    return found
-
-
 def listed(node: Namespace, name: str) -> set[str]:
     """Elements of a set in the kernel, as we write them."""
-    shown = objects(node, "list", "set", "inet", "kube_ipsec", name)
+    shown = node.nft_list("set", "inet", "kube_ipsec", name)
     elements = next(each["set"] for each in shown if "set" in each).get("elem", [])
     return {" . ".join(map(network, ends(element))) for element in elements}
 
@@ -86,7 +79,7 @@ def test_remote_networks_come_and_go(node: Namespace, seed: int) -> None:
                 node.nft(script)
         except LabError:
             refused += 1
-            shown = {"nftables": objects(node, "-t", "list", "table", "inet", "kube_ipsec")}
+            shown = {"nftables": node.nft_list("table", "inet", "kube_ipsec")}
             change = nftscripts.install(wanted, nftscripts.found(shown))
             for script in change.scripts:
                 node.nft(script)
@@ -126,7 +119,7 @@ def test_a_table_of_another_version_is_taken_over(node: Namespace) -> None:
     )
     intent = Intent(policies=(spec("10.1.0.0/16", "10.2.0.0/24"),))
     node.call(lambda: asyncio.run(Steering(None).guard(intent, live=frozenset())))
-    shown = objects(node, "-t", "list", "table", "inet", "kube_ipsec")
+    shown = node.nft_list("table", "inet", "kube_ipsec")
     there = nftscripts.found({"nftables": shown})
     assert set(there.sets) == {"remote4", "step0_any4"}
     assert {"gone", "hers"}.isdisjoint(there.chains)
